@@ -1,0 +1,64 @@
+"""What hangs on the training loop and is not learning."""
+
+import time
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+
+from fashion.data import epoch_seed
+from fashion.schema import PositiveInt
+
+
+def early_stopping(*, patience: PositiveInt) -> EarlyStopping:
+    """Stop once validation accuracy has not improved for `patience` epochs."""
+    return EarlyStopping("val/acc", mode="max", patience=patience)
+
+
+class EpochSeed(Callback):
+    """Makes an epoch's randomness, dropout's too, a function of (seed, epoch) alone.
+
+    So a run that continues draws what it would have drawn without the interruption.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        torch.manual_seed(epoch_seed(self.seed, trainer.current_epoch))
+
+
+class Stopwatch(Callback):
+    """Times the fit, and apart from it the training epochs without their validation."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0  # of the fit
+        self.training_seconds = 0.0
+        self.images = 0  # seen in training, whole epochs
+        self._start = 0.0
+
+    @property
+    def images_per_second(self) -> float | None:
+        return self.images / self.training_seconds if self.images else None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        self._fit_start = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        self._epoch_start = time.perf_counter()
+        self._validation = 0.0
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        self._validation_start = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        self._validation += time.perf_counter() - self._validation_start
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        self.training_seconds += time.perf_counter() - self._epoch_start - self._validation
+        loader = trainer.train_dataloader
+        batches = trainer.num_training_batches
+        self.images += min(batches * loader.batch_size, len(loader.dataset))
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        self.seconds = time.perf_counter() - self._fit_start

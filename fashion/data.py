@@ -1,0 +1,202 @@
+"""Fashion-MNIST as a LightningDataModule: verified, split, batched and normalised."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torchvision
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from fashion import UserError, idx
+from fashion.schema import NonNegativeInt, PositiveInt, Seed
+
+CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+# Mean and standard deviation of the training pictures' pixels after scaling to 0..1.
+MEAN, STD = 0.2860, 0.3530
+# Without gradients a step is cheap, so its overhead shows: larger batches, of bounded memory.
+EVAL_BATCH_SIZE = 250
+
+Batch = tuple[Tensor, Tensor]
+
+
+def normalise(images: UInt8[Tensor, "batch 28 28"]) -> Float[Tensor, "batch 1 28 28"]:
+    """Raw pixels scaled to 0..1, then to the training pictures' zero mean and unit deviation."""
+    return images.unsqueeze(1).float().sub_(MEAN * 255).div_(STD * 255)
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """What one epoch's randomness starts from: a function of both, not of what ran before."""
+    return (seed << 24) + epoch
+
+
+class Pictures(Dataset[Batch]):
+    """A split in memory: pictures as bytes, labels, and their positions in the official file."""
+
+    def __init__(
+        self,
+        images: UInt8[Tensor, "n 28 28"],
+        labels: Int[Tensor, " n"],
+        indices: Int[Tensor, " n"],
+    ) -> None:
+        self.images, self.labels, self.indices = images, labels, indices
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, position: int) -> Batch:
+        return self.images[position], self.labels[position]
+
+    def __getitems__(self, positions: list[int]) -> Batch:
+        """A whole batch by one indexing operation; DataLoader asks for this one if it is there."""
+        chosen = torch.tensor(positions)
+        return self.images[chosen], self.labels[chosen]
+
+
+class EpochSampler(Sampler[int]):
+    """A new order each epoch, a function of (seed, epoch) alone; Lightning calls `set_epoch`."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed, self.epoch = size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
+        yield from torch.randperm(self.size, generator=generator).tolist()
+
+
+class FashionMNIST(pl.LightningDataModule):
+    """The official 60,000 split into training and validation, and the official test set apart.
+
+    Args:
+        seed: of the batches' order.
+        root: data folder; the four files lie in ROOT/FashionMNIST/raw, and are brought if missing.
+        batch_size: training pictures a step.
+        val_size: pictures held out for validation, stratified by class; 0 trains on all.
+        split_seed: of the split, so that every run of a comparison shares it.
+        official: whether the files must be those of the release of 2017-08-31.
+    """
+
+    train: Pictures
+    val: Pictures
+    test: Pictures
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        root: str,
+        batch_size: PositiveInt,
+        val_size: NonNegativeInt,
+        split_seed: Seed,
+        official: bool,
+    ) -> None:
+        super().__init__()
+        self.seed = seed
+        self.root = Path(root)
+        self.batch_size = batch_size
+        self.val_size = val_size
+        self.split_seed = split_seed
+        self.official = official
+
+    def prepare_data(self) -> None:
+        """Bring and verify the files.
+
+        Raises:
+            UserError: they are not there and cannot be brought, or are not what they should be.
+        """
+        if self.official:
+            idx.ensure(self.root)
+        else:
+            idx.ensure_consistent(self.root)
+
+    def setup(self, stage: str) -> None:
+        """Load what `stage` needs: "fit" and "validate" never read the test set.
+
+        Raises:
+            UserError: a label is not a class, or a size does not fit the number of pictures.
+        """
+        if stage == "test":
+            self.test = self._read(train=False)
+        elif not hasattr(self, "train"):
+            everything = self._read(train=True)
+            for key, value in (("val_size", self.val_size), ("batch_size", self.batch_size)):
+                if value > len(everything) - (self.val_size if key == "batch_size" else 1):
+                    raise UserError(
+                        f"data.{key} = {value}: there are {len(everything):,} pictures"
+                        + (f", {self.val_size:,} of them for validation." if key == "batch_size" else " in all.")
+                    )
+            train, val = stratified_split(everything.labels, self.val_size, self.split_seed)
+            self.train, self.val = (
+                Pictures(everything.images[part], everything.labels[part], part)
+                for part in (train, val)
+            )
+
+    def _read(self, *, train: bool) -> Pictures:
+        dataset = torchvision.datasets.FashionMNIST(self.root, train=train)
+        if dataset.targets.max() >= len(CLASSES):
+            raise UserError(
+                f"{idx.raw_folder(self.root)} holds the label {int(dataset.targets.max())}; "
+                f"labels go from 0 to {len(CLASSES) - 1}."
+            )
+        return Pictures(dataset.data, dataset.targets, torch.arange(len(dataset.targets)))
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.train, self.batch_size, EpochSampler(len(self.train), self.seed))
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        return self._loader(self.val, EVAL_BATCH_SIZE) if self.val_size else []
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.test, EVAL_BATCH_SIZE)
+
+    def _loader(
+        self, pictures: Pictures, batch_size: int, sampler: Sampler[int] | None = None
+    ) -> DataLoader[Batch]:
+        # No workers: a batch is ready sooner than another process could hand it over.
+        return DataLoader(pictures, batch_size, sampler=sampler, collate_fn=_as_it_is)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002
+        """Normalise on the device: a quarter of the bytes travels."""
+        images, labels = batch
+        return normalise(images), labels
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def stratified_split(
+    labels: Int[Tensor, " n"], val_size: int, seed: int
+) -> tuple[Int[Tensor, " train"], Int[Tensor, " val"]]:
+    """Positions for training and for validation, ascending; each class keeps its share.
+
+    Within a class pictures are ranked at random; those with the lowest rank, relative to the size
+    of their class, are held out.
+    """
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    rank = torch.empty(len(labels), dtype=torch.float64)
+    for label in labels.unique():
+        members = shuffled[labels[shuffled] == label]
+        rank[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    order = rank.argsort(stable=True)
+    return order[val_size:].sort().values, order[:val_size].sort().values

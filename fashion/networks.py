@@ -1,0 +1,90 @@
+"""Networks: normalised pictures in, one logit a class out. No Lightning, no loss."""
+
+from collections.abc import Iterable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fashion import UserError
+from fashion.schema import Activation, PositiveInt, Share
+
+IMAGE_SIZE = 28
+CLASSES = 10
+MONOTONE = ("relu", "leaky_relu", "elu")
+
+
+class ConvNet(nn.Sequential):
+    """Convolutions, then dense layers, then ten logits: from softmax regression to the deck's best.
+
+    Args:
+        conv: filters of each convolution (stride 1, no padding); [] for none.
+        kernel_size: side of each convolution's kernel.
+        pool: side of the max-pooling window after each convolution; 1 for none.
+        dense: units of each dense layer; [] for none.
+        conv_activation: after each convolution.
+        dense_activation: after each dense layer.
+        negative_slope: of leaky_relu below zero.
+        dropout: share of units dropped after each dense layer.
+        batch_norm: whether to normalise before each activation.
+
+    Raises:
+        UserError: nothing is left of the picture before the last convolution.
+    """
+
+    def __init__(
+        self,
+        *,
+        conv: list[PositiveInt],
+        kernel_size: PositiveInt,
+        pool: PositiveInt,
+        dense: list[PositiveInt],
+        conv_activation: Activation,
+        dense_activation: Activation,
+        negative_slope: Share,
+        dropout: Share,
+        batch_norm: bool,
+    ) -> None:
+        layers: list[nn.Module] = []
+        channels, size = 1, IMAGE_SIZE
+        for position, filters in enumerate(conv, 1):
+            left = (size - kernel_size + 1) // pool
+            if left < 1:
+                raise UserError(
+                    f"conv = {conv}, kernel_size = {kernel_size}, pool = {pool}: layer {position} "
+                    f"gets {size} x {size} pixels, too few for its kernel and pooling."
+                )
+            layers.append(nn.Conv2d(channels, filters, kernel_size, bias=not batch_norm))
+            if batch_norm:
+                layers.append(nn.BatchNorm2d(filters))
+            activation = _activation(conv_activation, negative_slope)
+            pooling = [nn.MaxPool2d(pool)] if pool > 1 else []
+            # A maximum and a monotone activation commute: pooling first leaves the activation
+            # 1 / pool^2 of the work.
+            first = conv_activation in MONOTONE
+            layers += [*pooling, activation] if first else [activation, *pooling]
+            channels, size = filters, left
+        layers.append(_Flatten())
+        features = channels * size * size
+        for units in dense:
+            layers.append(nn.Linear(features, units, bias=not batch_norm))
+            if batch_norm:
+                layers.append(nn.BatchNorm1d(units))
+            layers.append(_activation(dense_activation, negative_slope))
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+            features = units
+        layers.append(nn.Linear(features, CLASSES))
+        super().__init__(*layers)
+
+
+class _Flatten(nn.Module):
+    """One row a picture, channels last, as Keras does: of a channels-last batch it is a view."""
+
+    def forward(self, x: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch features"]:
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+def _activation(name: Activation, negative_slope: float) -> nn.Module:
+    if name == "leaky_relu":
+        return nn.LeakyReLU(negative_slope, inplace=True)
+    return {"relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU}[name]()

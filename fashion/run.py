@@ -1,0 +1,266 @@
+"""One run folder: written and read here and nowhere else. Imports no torch.
+
+    .hydra/              the configuration, as Hydra writes it
+    checkpoints/         best.ckpt, last.ckpt
+    events.out.tfevents  TensorBoard
+    metrics.json         one flat object, written when the run has finished
+    val.npz, test.npz    labels and probabilities of the checkpoint reported
+    report.html
+"""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int64
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from fashion import UserError
+
+PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
+# Where a run's files lie and how it shows itself: two runs that differ in these alone are the same.
+PLACES = ("name", "sweep", "report", "data.root", "trainer.progress_bar")
+
+
+class Predictions(NamedTuple):
+    """What a checkpoint answered to one split, in the split's order; rows sum to 1."""
+
+    labels: Int64[np.ndarray, " n"]
+    probabilities: Float32[np.ndarray, "n 10"]
+
+
+class Run:
+    """A run folder, by its path; nothing is read before it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """A run that exists.
+
+        Raises:
+            UserError: there is no run in `folder`.
+        """
+        run = cls(folder)
+        if not run._config_file.is_file():
+            hint = ""
+            if below := cls.below(folder):
+                hint = f" Below it are {len(below)}, such as {below[0].folder}."
+            elif not folder.exists():
+                hint = " There is no such folder."
+            raise UserError(f"{folder} is not a run folder (it has no .hydra/config.yaml).{hint}")
+        return run
+
+    @classmethod
+    def below(cls, folder: Path) -> list["Run"]:
+        """Every run in `folder` or below it, sorted by path."""
+        return [cls(path.parent.parent) for path in sorted(folder.rglob(".hydra/config.yaml"))]
+
+    @property
+    def _config_file(self) -> Path:
+        return self.folder / ".hydra" / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        return self.checkpoints / "best.ckpt"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def reported_checkpoint(self) -> Path:
+        """The one that validation chose; the last where there is no validation split."""
+        return self.best_checkpoint if self.config.data.val_size else self.last_checkpoint
+
+    @cached_property
+    def config(self) -> DictConfig:
+        """The resolved configuration.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        try:
+            config = OmegaConf.load(self._config_file)
+            OmegaConf.resolve(config)
+        except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+            raise UserError(f"{self._config_file} cannot be read: {error}") from error
+        if not isinstance(config, DictConfig):
+            raise UserError(f"{self._config_file} holds no configuration.")
+        return config
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "metrics.json").is_file()
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """metrics.json.
+
+        Raises:
+            UserError: the run is unfinished, or the file is broken.
+        """
+        path = self.folder / "metrics.json"
+        try:
+            metrics = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise UserError(f"{self.folder} is unfinished: it has no metrics.json.") from error
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read: {error}") from error
+        if not isinstance(metrics, dict):
+            raise UserError(f"{path} holds no JSON object.")
+        return metrics
+
+    def update_metrics(self, new: dict[str, Any]) -> None:
+        """Add to metrics.json, or begin it: from then on the run counts as finished."""
+        metrics = (self.metrics if self.finished else {}) | new
+        self.write_text("metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+    def predictions(self, split: str) -> Predictions:
+        """What `write_predictions` wrote for "val" or "test".
+
+        Raises:
+            UserError: the file is missing or broken.
+        """
+        path = self.folder / f"{split}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                labels, probabilities = arrays["labels"], arrays["probabilities"]
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{self.folder} has no predictions for {split}; make them with\n"
+                f"  python -m fashion.evaluate {self.folder} --split {split}"
+            ) from error
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} cannot be read: {error}") from error
+        right = (
+            labels.ndim == 1
+            and labels.dtype == np.int64
+            and probabilities.dtype == np.float32
+            and probabilities.shape == (len(labels), 10)
+        )
+        if not right:
+            raise UserError(f"{path} does not hold n labels and n x 10 probabilities.")
+        return Predictions(labels, probabilities)
+
+    def write_predictions(self, split: str, predictions: Predictions) -> None:
+        self._write(f"{split}.npz", lambda file: np.savez(file, **predictions._asdict()))
+
+    def write_text(self, name: str, text: str) -> None:
+        self._write(name, lambda file: file.write(text.encode()))
+
+    def _write(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
+        """Replace a file in one step: whoever reads sees the old or the new one, whole."""
+        path = self.folder / name
+        try:
+            with replacing(path) as file:
+                write(file)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+    @contextlib.contextmanager
+    def claim(self, config: DictConfig, hydra: DictConfig) -> Iterator[None]:
+        """Hold the folder for one process's writing, and put the configuration into it.
+
+        Raises:
+            UserError: it cannot be written, another process holds it, or it holds a run already.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / ".lock").open("w")
+        except OSError as error:
+            raise UserError(
+                f"The run folder {self.folder} cannot be written: {error.strerror}. "
+                "Start from another folder, or set hydra.run.dir=FOLDER."
+            ) from error
+        with lock:
+            try:
+                # The system lets go of it when the process ends, however it ends.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"Another process is writing the run {self.folder}.") from error
+            if self.finished:
+                raise UserError(f"{self.folder} holds a finished run already.")
+            self.write_text(".hydra/config.yaml", OmegaConf.to_yaml(config))
+            self.write_text(".hydra/hydra.yaml", OmegaConf.to_yaml(hydra))
+            self.write_text(".hydra/overrides.yaml", OmegaConf.to_yaml(hydra.overrides.task))
+            yield
+
+    def same_configuration(self, config: DictConfig) -> bool:
+        """Whether this run was made with `config`, apart from where things lie."""
+        return _identity(self.config) == _identity(config)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes `path`'s place when it is whole, and leaves nothing behind if it never is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with open(handle, "wb") as file:  # noqa: PTH123 - mkstemp's handle
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(scratch, 0o666 & ~_umask())  # noqa: PTH101 - mkstemp's files are private
+        os.replace(scratch, path)  # noqa: PTH105
+    except BaseException:
+        os.unlink(scratch)  # noqa: PTH108
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _identity(config: DictConfig) -> Any:
+    config = config.copy()
+    OmegaConf.resolve(config)
+    for place in PLACES:
+        OmegaConf.update(config, place, None, force_add=True)
+    return OmegaConf.to_container(config)
+
+
+def provenance() -> dict[str, Any]:
+    """What a number needs to be made again: versions, machine, and the commit it was made at."""
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "commit": _git("rev-parse", "HEAD"),
+        "clean": _git("status", "--porcelain") == "",
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        return subprocess.run(  # noqa: S603
+            ["git", "-C", Path(__file__).parent, *arguments],  # noqa: S607
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None  # not a checkout, or no git

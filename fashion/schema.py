@@ -1,0 +1,118 @@
+"""What a configuration may hold: the constructors' own signatures, read before torch is imported.
+
+Keyword-only parameters are configuration, positional ones are given at run time. Their annotations
+carry the ranges, so that each limit stands once, where the value is used. Importing torch and
+lightning takes seconds; a signature can be read from the source without running it, so that a typing
+mistake is answered at once.
+"""
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+)
+
+from fashion import UserError
+
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Activation = Literal["relu", "leaky_relu", "gelu", "elu", "silu"]
+Schedule = Literal["constant", "linear", "cosine"]
+Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
+# A run's files name what builds it: only these may be named, and nothing else is ever imported.
+MODULES = ("callbacks", "data", "networks", "optimizers", "trainer")
+
+
+def check(config: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Check every value of a resolved configuration against the signature of what it configures.
+
+    Args:
+        config: the whole configuration as plain values; dicts with a `_target_` are checked against it.
+        settings: types of the top-level keys that configure no object.
+
+    Raises:
+        UserError: one line a fault, with the full key, its value and what is allowed.
+    """
+    faults = list(_faults("", {key: config[key] for key in settings if key in config}, settings))
+    for key, section in _sections(config, ""):
+        faults += _faults(f"{key}.", section, _parameters(key, section))
+    if faults:
+        raise UserError("\n".join(faults))
+
+
+def _sections(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every dict below `node` that configures an object, with its full key."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield key, node
+        for name, child in node.items():
+            yield from _sections(child, f"{key}.{name}" if key else str(name))
+
+
+def _parameters(key: str, section: dict[str, Any]) -> dict[str, Any]:
+    """Name -> annotated type of the keyword-only parameters of a section's `_target_`."""
+    target = section["_target_"]
+    module, _, name = str(target).removeprefix("fashion.").partition(".")
+    if not str(target).startswith("fashion.") or module not in MODULES:
+        allowed = ", ".join(f"fashion.{module}" for module in MODULES)
+        raise UserError(f"{key}._target_ = {target}: only what stands in {allowed} may be built.")
+    spec = importlib.util.find_spec(f"fashion.{module}")
+    assert spec is not None and spec.origin is not None  # noqa: S101, PT018 - one of MODULES
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            init = next(
+                (
+                    f
+                    for f in node.body
+                    if isinstance(f, ast.FunctionDef) and f.name == "__init__"
+                ),
+                None,
+            )
+        elif isinstance(node, ast.FunctionDef) and node.name == name:
+            init = node
+        else:
+            continue
+        if init is not None:
+            return {arg.arg: _annotation(arg) for arg in init.args.kwonlyargs}
+    raise UserError(f"{key}._target_ = {target}: there is no such class or function.")
+
+
+def _annotation(arg: ast.arg) -> Any:
+    # The text is this package's own source, not the user's.
+    return eval(ast.unparse(arg.annotation), globals()) if arg.annotation else Any  # noqa: S307
+
+
+def _faults(prefix: str, values: dict[str, Any], types: dict[str, Any]) -> Iterator[str]:
+    values = {key: value for key, value in values.items() if key not in ("_target_", "_partial_")}
+    model = create_model(
+        "Section",
+        __config__=ConfigDict(strict=True, extra="forbid"),
+        **{key: (annotation, ...) for key, annotation in types.items()},
+    )
+    try:
+        model.model_validate(values)
+    except ValidationError as error:
+        for fault in error.errors():
+            key = prefix + ".".join(str(part) for part in fault["loc"])
+            if fault["type"] == "missing":
+                yield f"{key} is missing."
+            elif fault["type"] == "extra_forbidden":
+                yield f"{key}: there is no such key. Known: {', '.join(sorted(types))}."
+            else:
+                yield f"{key} = {fault['input']}: {fault['msg'][0].lower()}{fault['msg'][1:]}."
+
+
+__all__ = ["NonNegativeInt", "PositiveInt", "TypeAdapter", "check"]
