@@ -1,10 +1,12 @@
 """What hangs on the training loop and is not learning."""
 
 import time
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
+from torch.utils.data import DataLoader
 
 from fashion.data import epoch_seed
 from fashion.schema import PositiveInt
@@ -56,9 +58,9 @@ class Stopwatch(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self.training_seconds += time.perf_counter() - self._epoch_start - self._validation
-        loader = trainer.train_dataloader
+        loader: DataLoader[Any] = trainer.train_dataloader  # type: ignore[assignment]
         batches = trainer.num_training_batches
-        self.images += min(batches * loader.batch_size, len(loader.dataset))
+        self.images += min(batches * (loader.batch_size or 1), len(loader.dataset))  # type: ignore[arg-type]
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self.seconds = time.perf_counter() - self._fit_start

@@ -1,7 +1,5 @@
 """The LightningModule: one network, cross-entropy, accuracy, an optimizer and its schedule."""
 
-from collections.abc import Sequence
-
 import lightning.pytorch as pl
 import torch
 from hydra.utils import instantiate
@@ -29,10 +27,10 @@ class Classifier(pl.LightningModule):
     def __init__(self, network: nn.Module, optimizer: OptimizerFactory | None = None) -> None:
         super().__init__()
         # Convolutions and pooling run up to twice as fast on the CPU with the channels innermost.
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.to(memory_format=torch.channels_last)
         self.optimizer_factory = optimizer
-        accuracy = MulticlassAccuracy(len(CLASSES), average="micro", validate_args=False)
-        self.accuracy = nn.ModuleDict({"train_": accuracy, "val_": accuracy.clone()})
+        self.train_accuracy = MulticlassAccuracy(len(CLASSES), average="micro", validate_args=False)
+        self.val_accuracy = self.train_accuracy.clone()
         self._answers: dict[str, list[tuple[Tensor, Tensor]]] = {"train": [], "val": []}
 
     def forward(self, images: Num[Tensor, "batch *image"]) -> Float[Tensor, "batch 10"]:
@@ -59,10 +57,9 @@ class Classifier(pl.LightningModule):
     def validation_step(self, batch: Batch) -> None:
         self._shared_step("val", batch)
 
-    def _log_epoch(self, split: str) -> None:
+    def _log_epoch(self, split: str, accuracy: MulticlassAccuracy) -> None:
         logits, labels = map(torch.cat, zip(*self._answers[split], strict=True))
         self._answers[split].clear()
-        accuracy = self.accuracy[f"{split}_"]
         accuracy.update(logits, labels)
         loss = functional.cross_entropy(logits, labels)
         self.log(f"{split}/loss", loss, sync_dist=True)
@@ -72,10 +69,10 @@ class Classifier(pl.LightningModule):
         self._answers["train"].clear()  # of an epoch that was interrupted
 
     def on_train_epoch_end(self) -> None:
-        self._log_epoch("train")
+        self._log_epoch("train", self.train_accuracy)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_epoch("val")
+        self._log_epoch("val", self.val_accuracy)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         assert self.optimizer_factory is not None  # noqa: S101 - only a fit asks
@@ -119,8 +116,12 @@ def load_classifier(run: Run) -> Classifier:
 def predict(classifier: Classifier, images: Tensor) -> Float[Tensor, "n 10"]:
     """Probabilities of raw pictures (n, 28, 28), in their order."""
     classifier.eval()
-    parts: Sequence[Tensor] = images.split(EVAL_BATCH_SIZE)
-    return torch.cat([classifier(part.to(classifier.device)).softmax(1).cpu() for part in parts])
+    return torch.cat(
+        [
+            classifier(part.to(classifier.device)).softmax(1).cpu()
+            for part in images.split(EVAL_BATCH_SIZE)
+        ]
+    )
 
 
 def answer(classifier: Classifier, pictures: Pictures) -> Predictions:

@@ -143,7 +143,11 @@ class FashionMNIST(pl.LightningDataModule):
                 if value > len(everything) - (self.val_size if key == "batch_size" else 1):
                     raise UserError(
                         f"data.{key} = {value}: there are {len(everything):,} pictures"
-                        + (f", {self.val_size:,} of them for validation." if key == "batch_size" else " in all.")
+                        + (
+                            f", {self.val_size:,} of them for validation."
+                            if key == "batch_size"
+                            else " in all."
+                        )
                     )
             train, val = stratified_split(everything.labels, self.val_size, self.split_seed)
             self.train, self.val = (
@@ -173,7 +177,7 @@ class FashionMNIST(pl.LightningDataModule):
         self, pictures: Pictures, batch_size: int, sampler: Sampler[int] | None = None
     ) -> DataLoader[Batch]:
         # No workers: a batch is ready sooner than another process could hand it over.
-        return DataLoader(pictures, batch_size, sampler=sampler, collate_fn=_as_it_is)
+        return DataLoader(pictures, batch_size, sampler=sampler, collate_fn=_as_it_is)  # type: ignore[arg-type]
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002
         """Normalise on the device: a quarter of the bytes travels."""

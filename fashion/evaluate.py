@@ -1,7 +1,7 @@
 """Evaluate finished runs.
 
-    python -m fashion.evaluate RUN                  on the validation split
-    python -m fashion.evaluate RUN --split test     on the test set
+python -m fashion.evaluate RUN                  on the validation split
+python -m fashion.evaluate RUN --split test     on the test set
 """
 
 from typing import TYPE_CHECKING, Any

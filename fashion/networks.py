@@ -1,7 +1,5 @@
 """Networks: normalised pictures in, one logit a class out. No Lightning, no loss."""
 
-from collections.abc import Iterable
-
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -87,4 +85,6 @@ class _Flatten(nn.Module):
 def _activation(name: Activation, negative_slope: float) -> nn.Module:
     if name == "leaky_relu":
         return nn.LeakyReLU(negative_slope, inplace=True)
-    return {"relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU}[name]()
+    others: dict[str, type[nn.Module]]
+    others = {"relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU}
+    return others[name]()

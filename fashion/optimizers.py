@@ -23,9 +23,7 @@ def adam(
     warmup: Share,
 ) -> OptimizerLRSchedulerConfig:
     """Adam (Kingma and Ba 2015); weight decay is the L2 penalty."""
-    optimizer = torch.optim.Adam(
-        network.parameters(), lr=lr, weight_decay=weight_decay, fused=True
-    )
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     return _scheduled(optimizer, steps, schedule, warmup)
 
 

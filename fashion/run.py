@@ -1,11 +1,11 @@
 """One run folder: written and read here and nowhere else. Imports no torch.
 
-    .hydra/              the configuration, as Hydra writes it
-    checkpoints/         best.ckpt, last.ckpt
-    events.out.tfevents  TensorBoard
-    metrics.json         one flat object, written when the run has finished
-    val.npz, test.npz    labels and probabilities of the checkpoint reported
-    report.html
+.hydra/              the configuration, as Hydra writes it
+checkpoints/         best.ckpt, last.ckpt
+events.out.tfevents  TensorBoard
+metrics.json         one flat object, written when the run has finished
+val.npz, test.npz    labels and probabilities of the checkpoint reported
+report.html
 """
 
 import contextlib
@@ -151,14 +151,17 @@ class Run:
             ) from error
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} cannot be read: {error}") from error
-        right = (
+        right: bool = (
             labels.ndim == 1
             and labels.dtype == np.int64
             and probabilities.dtype == np.float32
             and probabilities.shape == (len(labels), 10)
+            and len(labels) > 0
+            and 0 <= labels.min() <= labels.max() <= 9  # noqa: PLR2004
+            and bool(np.isfinite(probabilities).all())
         )
         if not right:
-            raise UserError(f"{path} does not hold n labels and n x 10 probabilities.")
+            raise UserError(f"{path} does not hold n labels, 0..9, and n x 10 probabilities.")
         return Predictions(labels, probabilities)
 
     def write_predictions(self, split: str, predictions: Predictions) -> None:
@@ -177,7 +180,7 @@ class Run:
             raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
 
     @contextlib.contextmanager
-    def claim(self, config: DictConfig, hydra: DictConfig) -> Iterator[None]:
+    def claim(self, config: DictConfig, hydra: Any) -> Iterator[None]:
         """Hold the folder for one process's writing, and put the configuration into it.
 
         Raises:
@@ -199,19 +202,19 @@ class Run:
                 raise UserError(f"Another process is writing the run {self.folder}.") from error
             if self.finished:
                 raise UserError(f"{self.folder} holds a finished run already.")
-            self.write_text(".hydra/config.yaml", OmegaConf.to_yaml(config))
+            self.write_text(".hydra/config.yaml", OmegaConf.to_yaml(config, resolve=True))
             self.write_text(".hydra/hydra.yaml", OmegaConf.to_yaml(hydra))
             self.write_text(".hydra/overrides.yaml", OmegaConf.to_yaml(hydra.overrides.task))
             yield
 
     def same_configuration(self, config: DictConfig) -> bool:
         """Whether this run was made with `config`, apart from where things lie."""
-        return _identity(self.config) == _identity(config)
+        return bool(_identity(self.config) == _identity(config))
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes `path`'s place when it is whole, and leaves nothing behind if it never is."""
+    """A file that takes `path`'s place once it is whole, or leaves nothing behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:

@@ -2,8 +2,8 @@
 
 Keyword-only parameters are configuration, positional ones are given at run time. Their annotations
 carry the ranges, so that each limit stands once, where the value is used. Importing torch and
-lightning takes seconds; a signature can be read from the source without running it, so that a typing
-mistake is answered at once.
+lightning takes seconds; a signature can be read from the source without running it, so that a
+typing mistake is answered at once.
 """
 
 import ast
@@ -15,9 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     ConfigDict,
     Field,
-    NonNegativeInt,
-    PositiveInt,
-    TypeAdapter,
+    NonNegativeInt,  # noqa: F401 - for the signatures
+    PositiveInt,  # noqa: F401 - for the signatures
     ValidationError,
     create_model,
 )
@@ -39,7 +38,7 @@ def check(config: dict[str, Any], settings: dict[str, Any]) -> None:
     """Check every value of a resolved configuration against the signature of what it configures.
 
     Args:
-        config: the whole configuration as plain values; dicts with a `_target_` are checked against it.
+        config: the whole configuration as plain values; a `_target_` says what is checked.
         settings: types of the top-level keys that configure no object.
 
     Raises:
@@ -74,11 +73,7 @@ def _parameters(key: str, section: dict[str, Any]) -> dict[str, Any]:
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             init = next(
-                (
-                    f
-                    for f in node.body
-                    if isinstance(f, ast.FunctionDef) and f.name == "__init__"
-                ),
+                (f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"),
                 None,
             )
         elif isinstance(node, ast.FunctionDef) and node.name == name:
@@ -97,11 +92,8 @@ def _annotation(arg: ast.arg) -> Any:
 
 def _faults(prefix: str, values: dict[str, Any], types: dict[str, Any]) -> Iterator[str]:
     values = {key: value for key, value in values.items() if key not in ("_target_", "_partial_")}
-    model = create_model(
-        "Section",
-        __config__=ConfigDict(strict=True, extra="forbid"),
-        **{key: (annotation, ...) for key, annotation in types.items()},
-    )
+    fields: dict[str, Any] = {key: (annotation, ...) for key, annotation in types.items()}
+    model = create_model("Section", __config__=ConfigDict(strict=True, extra="forbid"), **fields)
     try:
         model.model_validate(values)
     except ValidationError as error:
@@ -113,6 +105,3 @@ def _faults(prefix: str, values: dict[str, Any], types: dict[str, Any]) -> Itera
                 yield f"{key}: there is no such key. Known: {', '.join(sorted(types))}."
             else:
                 yield f"{key} = {fault['input']}: {fault['msg'][0].lower()}{fault['msg'][1:]}."
-
-
-__all__ = ["NonNegativeInt", "PositiveInt", "TypeAdapter", "check"]

@@ -1,7 +1,7 @@
 """Train one run, or a grid of them (Hydra).
 
-    python -m fashion.train model=best                       one run
-    python -m fashion.train -m model=linear,cnn seed=0,1,2   a grid; again: what is left of it
+python -m fashion.train model=best                       one run
+python -m fashion.train -m model=linear,cnn seed=0,1,2   a grid; again: what is left of it
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from fashion import UserError, idx, schema
 from fashion.command import clear_errors
 from fashion.run import Run, provenance
 
+CONF = Path(__file__).parent.parent / "conf"
 # Types of the keys of train.yaml that configure no object.
 SETTINGS = {"seed": schema.Seed, "test": bool, "name": str, "sweep": str}
 
@@ -55,10 +56,9 @@ def train(config: DictConfig, run: Run) -> float | None:
     from fashion.callbacks import EpochSeed, Stopwatch
     from fashion.classifier import Classifier
     from fashion.evaluate import evaluate
+    from fashion.trainer import prepare_process
 
-    # Weights and Adam's averages of units that died decay to denormal numbers, on which the CPU
-    # computes many times slower. Threads take the setting over from the one that starts them.
-    torch.set_flush_denormal(True)
+    prepare_process()
     pl.seed_everything(config.seed, verbose=False)
     data = instantiate(config.data, config.seed)
     data.setup("fit")
@@ -109,8 +109,10 @@ def _summarise(run: Run) -> None:
                 f"of epoch {metrics['best_epoch']} of {metrics['epochs']}"
             )
     lines += [
-        f"{metrics['parameters']:,} parameters, {metrics['seconds']:.0f} s, "
-        f"{metrics['images_per_second']:,.0f} images per second",
+        (
+            f"{metrics['parameters']:,} parameters, {metrics['seconds']:.0f} s, "
+            f"{metrics['images_per_second']:,.0f} images per second"
+        ),
         f"Run folder {run.folder}",
         "Next:",
         f"  tensorboard --logdir {run.folder.parent}",
@@ -119,7 +121,7 @@ def _summarise(run: Run) -> None:
     print("\n".join(lines))
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def _job(config: DictConfig) -> float | None:
     """One run of a grid, or the only one."""
     run = Run(Path(os.path.relpath(HydraConfig.get().runtime.output_dir)))
@@ -127,7 +129,7 @@ def _job(config: DictConfig) -> float | None:
         return _run(config, run)
     try:
         return _run_of_grid(config, run)
-    except Exception as error:  # one failing run must not cost the others
+    except Exception as error:  # noqa: BLE001 - one failing run must not cost the others
         FAILURES[run.folder] = error
         if not isinstance(error, UserError):
             traceback.print_exc()
@@ -163,7 +165,7 @@ def _run_of_grid(config: DictConfig, run: Run) -> float | None:
                 "give this grid a folder of its own with sweep=NAME."
             )
         print(f"Finished before: {run.folder}")
-        return run.metrics["val/acc"]
+        return run.metrics.get("val/acc")
     print(f"\nRun {run.folder}")
     return _run(config, run)
 

@@ -1,0 +1,102 @@
+"""Shapes are checked while the tests run; data and runs are tiny and made here, offline."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("fashion", "beartype.beartype")
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    """An array of bytes as an idx file."""
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    path.write_bytes(header + array.astype(np.uint8).tobytes())
+
+
+def make_data(root: Path, *, train: int = 400, test: int = 100) -> Path:
+    """A data folder in torchvision's layout: class c is a bright bar at height 2c + 4, in noise."""
+    random = np.random.default_rng(0)
+    raw = root / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, count in (("train", train), ("t10k", test)):
+        labels = np.arange(count) % 10
+        images = random.integers(0, 60, (count, 28, 28))
+        for image, label in zip(images, labels, strict=True):
+            image[2 * label + 4 : 2 * label + 6, 4:24] = random.integers(150, 250, (2, 20))
+        write_idx(raw / f"{part}-images-idx3-ubyte", images)
+        write_idx(raw / f"{part}-labels-idx1-ubyte", labels)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+def tiny_overrides(data: Path) -> list[str]:
+    """What makes any run tiny: its data, and nothing that a person would look at."""
+    return [
+        f"data.root={data}",
+        "data.official=false",
+        "data.val_size=100",
+        "trainer.accelerator=cpu",
+        "trainer.progress_bar=false",
+    ]
+
+
+class Outcome(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run `python -m fashion.NAME ARGUMENTS` in this process: its imports cost seconds."""
+
+    def run(name: str, *arguments: object) -> Outcome:
+        capfd.readouterr()
+        status = run_command(monkeypatch, name, *arguments)
+        out, err = capfd.readouterr()
+        return Outcome(status, out, err)
+
+    return run
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) -> int:
+    module = __import__(f"fashion.{name}", fromlist=["main"])
+    monkeypatch.setattr(sys, "argv", [f"fashion.{name}", *map(str, arguments)])
+    try:
+        module.main()
+    except SystemExit as exit_:
+        if isinstance(exit_.code, str):
+            print(exit_.code, file=sys.stderr)
+            return 1
+        return int(exit_.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
+    """A finished run of the tiny data, made by the real command."""
+    folder = tmp_path_factory.mktemp("logs") / "tiny"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        status = run_command(
+            monkeypatch,
+            "train",
+            *tiny_overrides(tiny_data),
+            "model=mlp",
+            "model.network.dense=[32]",
+            "trainer.max_epochs=3",
+            f"hydra.run.dir={folder}",
+        )
+    assert status == 0
+    return folder

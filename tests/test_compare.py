@@ -1,0 +1,299 @@
+"""Run folders made here through Run, then the real command over them."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Command
+from omegaconf import OmegaConf
+from scipy.stats import binom
+
+from fashion import UserError, metrics
+from fashion.compare import OVER_IMAGES, OVER_SEEDS, compare, render_markdown
+from fashion.run import Predictions, Run
+
+LABELS = np.arange(1_000) % 10
+
+
+def make_run(
+    folder: Path,
+    *,
+    wrong: int | slice = 100,
+    seed: int = 0,
+    labels: np.ndarray = LABELS,
+    split: str = "val",
+    finished: bool = True,
+    **settings: Any,
+) -> Run:
+    """A run that errs in the first `wrong` images, or in that slice of them."""
+    run = Run(folder)
+    config = OmegaConf.create(
+        {
+            "data": {"root": str(folder), "val_size": 1_000, "split_seed": 0},
+            "model": {"network": {"conv": [64], "dense": [128]}},
+            "optimizer": {"lr": 0.001},
+            "seed": seed,
+            "test": False,
+            "name": "best",
+        }
+    )
+    for key, value in settings.items():
+        OmegaConf.update(config, key.replace("__", "."), value)
+    run.write_text(".hydra/config.yaml", OmegaConf.to_yaml(config))
+    predicted = labels.copy()
+    err = slice(wrong) if isinstance(wrong, int) else wrong
+    predicted[err] = (labels[err] + 1) % 10
+    run.write_predictions(split, Predictions(labels, np.eye(10, dtype=np.float32)[predicted]))
+    if finished:
+        run.update_metrics({"parameters": 5_539_850, "seconds": 90.0, "machine": "a laptop"})
+    return run
+
+
+@pytest.fixture
+def ladder(tmp_path: Path) -> Path:
+    """Three recipes: three seeds, three seeds, one run."""
+    for seed, wrong in enumerate((80, 84, 85)):
+        make_run(tmp_path / f"cnn/{seed}", seed=seed, wrong=wrong, name="cnn")
+    for seed, wrong in enumerate((100, 102, 107)):
+        make_run(tmp_path / f"mlp/{seed}", seed=seed, wrong=wrong, name="mlp", optimizer__lr=0.01)
+    make_run(tmp_path / "linear", wrong=200, name="linear", model__network__conv=[])
+    return tmp_path
+
+
+def test_the_table(ladder: Path, command: Command) -> None:
+    done = command("compare", ladder)
+    assert (done.status, done.err) == (0, "")
+    # cnn: 92, 91.6 and 91.5, so mean 91.7, deviation 0.2646, times t = 4.3027, over sqrt(3).
+    assert done.out.startswith("""\
+| run    |  n | val accuracy, % |         95 % over seeds |          range | parameters | minutes |
+| ------ | -: | --------------: | ----------------------: | -------------: | ---------: | ------: |
+| cnn    |  3 |           91.70 |          91.04 to 92.36 | 91.50 to 92.00 |  5,539,850 |     1.5 |
+| mlp    |  3 |           89.70 |          88.80 to 90.60 | 89.30 to 90.00 |  5,539,850 |     1.5 |
+| linear |  1 |           80.00 | n = 1: no seed interval | 80.00 to 80.00 |  5,539,850 |     1.5 |
+
+| against cnn | points |   95 % interval |       p | p (Holm) |
+| ----------- | -----: | --------------: | ------: | -------: |
+| mlp         |  -2.00 | """)
+    for note in (
+        "1,000 images by themselves would allow cnn 89.83 to 93.25 (Wilson)",
+        "on a laptop.",
+        "by a bootstrap over seeds and images together",
+        "A single run against several",
+        "p (Holm): corrected for the 2 comparisons.",
+        "cnn is the baseline because it came out best",
+    ):
+        assert note in done.out
+
+
+def test_the_numbers_are_those_of_metrics(ladder: Path) -> None:
+    table = compare([ladder])
+    cnn, mlp, linear = table.rows
+    assert (cnn.name, cnn.n, cnn.parameters, cnn.minutes) == ("cnn", 3, 5_539_850, 1.5)
+    assert (mlp.accuracy, mlp.least, mlp.most) == pytest.approx((89.7, 89.3, 90.0))
+    expected = metrics.seed_interval([90.0, 89.8, 89.3])
+    assert (mlp.low, mlp.high) == pytest.approx((expected.low, expected.high))
+    assert (linear.low, linear.high) == (None, None)
+    runs = {
+        name: np.stack([run.predictions("val").probabilities for run in Run.below(ladder / name)])
+        for name in ("cnn", "mlp", "linear")
+    }
+    expected = metrics.bootstrap_difference(LABELS, runs["mlp"], runs["cnn"])
+    found = table.comparisons[0]
+    assert (found.name, found.method) == ("mlp", OVER_SEEDS)
+    assert found[1:5] == (
+        100 * expected.mean,
+        100 * expected.low,
+        100 * expected.high,
+        expected.p_value,
+    )
+    assert found.difference == pytest.approx(-2)
+    p_values = [comparison.p_value for comparison in table.comparisons]
+    assert [comparison.p_holm for comparison in table.comparisons] == metrics.holm(p_values)
+
+
+def test_csv_and_json_tell_the_same(ladder: Path, tmp_path: Path, command: Command) -> None:
+    table = compare([ladder])
+    lines = list(csv.DictReader(io.StringIO(command("compare", ladder, "--format=csv").out)))
+    assert [line["name"] for line in lines] == ["cnn", "mlp", "linear"]
+    assert [float(line["accuracy"]) for line in lines] == [row.accuracy for row in table.rows]
+    assert [line["low"] for line in lines][2] == ""
+    assert {line["baseline"] for line in lines} == {"cnn"}
+    assert [line["against_p_holm"] for line in lines] == [
+        "",
+        *(str(found.p_holm) for found in table.comparisons),
+    ]
+    file = tmp_path / "table.json"
+    done = command("compare", ladder, "--format=json", "--output", file)
+    assert (done.status, done.out) == (0, "")
+    whole = json.loads(file.read_text(encoding="utf-8"))
+    assert whole["rows"] == [row._asdict() for row in table.rows]
+    assert whole["comparisons"] == [found._asdict() for found in table.comparisons]
+    assert whole["images"] == 1_000
+
+
+def test_two_single_runs_are_compared_on_their_images(tmp_path: Path, command: Command) -> None:
+    make_run(tmp_path / "a", wrong=slice(20), name="a", optimizer__lr=0.1)
+    make_run(tmp_path / "b", wrong=slice(15, 45), name="b")
+    (found,) = compare([tmp_path]).comparisons
+    assert found.method == OVER_IMAGES
+    assert found.difference == pytest.approx(-1)
+    assert found.low < -1 < found.high < 0.5
+    assert found.p_value == pytest.approx(2 * binom.cdf(15, 40, 0.5))  # 15 and 25 disagree
+    assert found.p_holm == found.p_value
+    text = command("compare", tmp_path).out
+    assert "McNemar's exact test" in text
+    assert "over seeds and images" not in text
+
+
+def test_one_group_is_compared_with_nothing(tmp_path: Path) -> None:
+    make_run(tmp_path / "a")
+    table = compare([tmp_path])
+    assert table.comparisons == []
+    assert "against" not in render_markdown(table)
+
+
+def test_recipes_of_one_name_are_told_apart(tmp_path: Path, command: Command) -> None:
+    make_run(tmp_path / "a", wrong=10)
+    make_run(tmp_path / "b", wrong=20, optimizer__lr=0.1)
+    make_run(tmp_path / "c", wrong=30, model__network__conv=[32, 64])
+    make_run(tmp_path / "d", wrong=40, name="other|one", optimizer__lr=0.2)
+    names = [
+        "best model.network.conv=[64] optimizer.lr=0.001",
+        "best model.network.conv=[64] optimizer.lr=0.1",
+        "best model.network.conv=[32,64] optimizer.lr=0.001",
+        "other|one",
+    ]
+    assert [row.name for row in compare([tmp_path]).rows] == names
+    table = compare([tmp_path], baseline=names[1])
+    assert [round(found.difference) for found in table.comparisons] == [1, -1, -2]
+    assert "flatters" not in "".join(table.notes)
+    assert "| other\\|one " in render_markdown(table)
+    done = command("compare", tmp_path, "--baseline", "best")
+    assert done.status == 1
+    assert all(name in done.err for name in ("No group is named best", *names))
+
+
+def test_what_places_a_run_is_not_its_recipe(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", seed=0, name="first")
+    make_run(tmp_path / "b", seed=1, name="second", test=True)
+    (row,) = compare([tmp_path]).rows
+    assert (row.name, row.n) == ("first, second", 2)
+
+
+def test_a_run_named_twice_counts_once(tmp_path: Path) -> None:
+    make_run(tmp_path / "a")
+    assert compare([tmp_path, tmp_path / "a", tmp_path / "a/../a"]).rows[0].n == 1
+
+
+def test_the_test_split_allows_other_validation_splits(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", split="test")
+    make_run(tmp_path / "b", split="test", data__val_size=5_000)
+    table = compare([tmp_path], split="test")
+    assert [row.name for row in table.rows] == [
+        "best data.val_size=1000",
+        "best data.val_size=5000",
+    ]
+    assert "test accuracy, %" in render_markdown(table)
+
+
+def test_refuses_unfinished_runs_by_name(tmp_path: Path, command: Command) -> None:
+    make_run(tmp_path / "a", seed=0)
+    make_run(tmp_path / "b", seed=1, finished=False)
+    make_run(tmp_path / "c", seed=2, finished=False)
+    done = command("compare", tmp_path)
+    assert (done.status, done.out) == (1, "")
+    assert "2 of 3 runs are unfinished" in done.err
+    assert f"  {tmp_path / 'b'}\n  {tmp_path / 'c'}\n" in done.err
+    assert f"  {tmp_path / 'a'}\n" not in done.err
+
+
+def test_refuses_runs_without_predictions(tmp_path: Path, command: Command) -> None:
+    for seed, folder in enumerate(("a", "b")):
+        make_run(tmp_path / folder, seed=seed)
+    done = command("compare", tmp_path, "--split", "test")
+    assert done.status == 1
+    for folder in ("a", "b"):
+        assert f"python -m fashion.evaluate {tmp_path / folder} --split test" in done.err
+
+
+@pytest.mark.parametrize(("key", "value"), [("split_seed", 1), ("val_size", 5_000)])
+def test_refuses_other_splits(tmp_path: Path, key: str, value: int, command: Command) -> None:
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", **{f"data__{key}": value})
+    done = command("compare", tmp_path)
+    assert done.status == 1
+    assert "different images" in done.err
+    assert f"{tmp_path / 'b'}  data.{key}={value}" in done.err
+
+
+@pytest.mark.parametrize("labels", [LABELS[::-1].copy(), LABELS[:500]], ids=["order", "count"])
+def test_refuses_other_labels(tmp_path: Path, labels: np.ndarray, command: Command) -> None:
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", labels=labels, optimizer__lr=0.1)
+    done = command("compare", tmp_path)
+    assert done.status == 1
+    assert f"other images than {tmp_path / 'a'}" in done.err
+    assert str(tmp_path / "b") in done.err
+
+
+def test_refuses_the_same_seed_twice(tmp_path: Path, command: Command) -> None:
+    for folder, seed in (("a", 0), ("b", 1), ("c", 1)):
+        make_run(tmp_path / folder, seed=seed)
+    done = command("compare", tmp_path)
+    assert done.status == 1
+    assert "count as several" in done.err
+    assert f"{tmp_path / 'c'}  seed=1" in done.err
+
+
+def test_refuses_what_holds_no_run(tmp_path: Path, command: Command) -> None:
+    done = command("compare", tmp_path)
+    assert (done.status, done.err) == (
+        1,
+        f"error: {tmp_path} cannot be compared: there is no run in it.\n",
+    )
+    done = command("compare", tmp_path / "absent")
+    assert done.status == 1
+    assert "no such folder" in done.err
+
+
+def test_refuses_metrics_without_numbers(tmp_path: Path) -> None:
+    make_run(tmp_path / "a").update_metrics({"seconds": "long"})
+    with pytest.raises(UserError, match=r"metrics\.json has no number under 'seconds'"):
+        compare([tmp_path])
+
+
+def test_an_output_that_cannot_be_written(tmp_path: Path, command: Command) -> None:
+    make_run(tmp_path / "a")
+    done = command("compare", tmp_path, "--output", tmp_path / "absent" / "table.md")
+    assert done.status == 1
+    assert "table.md cannot be written: No such file or directory." in done.err
+
+
+def test_the_command_in_a_process_of_its_own(ladder: Path) -> None:
+    """And it waits for no torch."""
+    program = "import runpy, sys; runpy.run_module('fashion.compare', run_name='__main__')"
+    for arguments in (
+        ["-c", f"{program}; sys.exit('torch' in sys.modules)", ladder],
+        ["-m", "fashion.compare", ladder],
+    ):
+        done = subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "| cnn " in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-m", "fashion.compare", ladder / "absent"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
