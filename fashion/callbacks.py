@@ -1,7 +1,6 @@
 """What hangs on the training loop and is not learning."""
 
 import time
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -58,9 +57,10 @@ class Stopwatch(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self.training_seconds += time.perf_counter() - self._epoch_start - self._validation
-        loader: DataLoader[Any] = trainer.train_dataloader  # type: ignore[assignment]
-        batches = trainer.num_training_batches
-        self.images += min(batches * (loader.batch_size or 1), len(loader.dataset))  # type: ignore[arg-type]
+        loader = trainer.train_dataloader
+        assert isinstance(loader, DataLoader) and loader.batch_size  # noqa: S101, PT018
+        whole = len(loader.dataset)  # type: ignore[arg-type]
+        self.images += min(int(trainer.num_training_batches) * loader.batch_size, whole)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self.seconds = time.perf_counter() - self._fit_start

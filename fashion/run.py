@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fashion import UserError
+from fashion import UserError, schema
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
 # Where a run's files lie and how it shows itself: two runs that differ in these alone are the same.
@@ -93,10 +93,10 @@ class Run:
 
     @cached_property
     def config(self) -> DictConfig:
-        """The resolved configuration.
+        """The resolved configuration, which names nothing outside this package to be built.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: it cannot be read, or holds something that is not allowed.
         """
         try:
             config = OmegaConf.load(self._config_file)
@@ -105,6 +105,7 @@ class Run:
             raise UserError(f"{self._config_file} cannot be read: {error}") from error
         if not isinstance(config, DictConfig):
             raise UserError(f"{self._config_file} holds no configuration.")
+        schema.check(OmegaConf.to_container(config), {})  # type: ignore[arg-type]
         return config
 
     @property

@@ -12,17 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    ConfigDict,
-    Field,
-    NonNegativeInt,  # noqa: F401 - for the signatures
-    PositiveInt,  # noqa: F401 - for the signatures
-    ValidationError,
-    create_model,
-)
+from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from fashion import UserError
 
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]

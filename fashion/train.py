@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fashion import UserError, idx, schema
 from fashion.command import clear_errors
+from fashion.evaluate import SPLITS, evaluate, summary
 from fashion.run import Run, provenance
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -55,7 +56,6 @@ def train(config: DictConfig, run: Run) -> float | None:
 
     from fashion.callbacks import EpochSeed, Stopwatch
     from fashion.classifier import Classifier
-    from fashion.evaluate import evaluate
     from fashion.trainer import prepare_process
 
     prepare_process()
@@ -98,16 +98,7 @@ def train(config: DictConfig, run: Run) -> float | None:
 
 def _summarise(run: Run) -> None:
     metrics = run.metrics
-    lines = []
-    for split, name in (("val", "Validation"), ("test", "Test")):
-        if f"{split}/acc" in metrics:
-            accuracy, low, high = (
-                100 * metrics[f"{split}/{key}"] for key in ("acc", "acc_low", "acc_high")
-            )
-            lines.append(
-                f"{name} accuracy {accuracy:.2f} % (95 % interval {low:.2f} to {high:.2f}), "
-                f"of epoch {metrics['best_epoch']} of {metrics['epochs']}"
-            )
+    lines = [summary(metrics, split) for split in SPLITS if f"{split}/acc" in metrics]
     lines += [
         (
             f"{metrics['parameters']:,} parameters, {metrics['seconds']:.0f} s, "
