@@ -1,0 +1,202 @@
+import json
+import os
+import runpy
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from fashion.classifier import load_classifier, predict
+from fashion.data import CLASSES
+from fashion.photo import prepare
+from fashion.predict import SHOWN, SURE
+from fashion.run import Run
+
+
+def picture(bar: int = 100) -> Image.Image:
+    """A dark bar on a light wall."""
+    image = Image.new("RGB", (300, 200), (235, 235, 230))
+    ImageDraw.Draw(image).rectangle((50, bar, 250, bar + 40), (20, 30, 40))
+    return image
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "bar.jpg"
+    picture().save(path)
+    return path
+
+
+@pytest.fixture
+def own_run(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy to be altered."""
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+def with_temperature(run: Path, temperature: float) -> Path:
+    Run.open(run).update_metrics({"val/temperature": temperature})
+    return run
+
+
+def test_prints_the_likeliest_classes(command, tiny_run, photo):
+    status, out, err = command("predict", tiny_run, photo)
+    assert (status, err) == (0, "")
+    line = out.splitlines()[0]
+    assert line.startswith(f"{photo}: ")
+    assert line.count(" %") == SHOWN
+
+
+def test_json_is_one_document_in_the_order_given(command, tiny_run, photo, tmp_path):
+    (tmp_path / "text.png").write_text("hello")
+    paths = [tmp_path / "text.png", photo, tmp_path / "nowhere.gif", photo]
+    status, out, err = command("predict", tiny_run, *paths, "--json")
+    assert status == 1
+    bad, good, missing, again = json.loads(out)
+    assert set(good) == {"photo", "likeliest", "unsure", "faint"}
+    assert good == again
+    assert [entry["photo"] for entry in (bad, good, missing)] == [str(p) for p in paths[:3]]
+    assert set(bad) == set(missing) == {"photo", "error"}
+    assert "text.png is not a picture" in bad["error"]
+    assert "nowhere.gif is missing" in missing["error"]
+    assert err.splitlines() == [f"error: {bad['error']}", f"error: {missing['error']}"]
+    probabilities = [guess["probability"] for guess in good["likeliest"]]
+    assert len(probabilities) == SHOWN
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert 0 < sum(probabilities) <= 1 + 1e-6
+    assert good["unsure"] == (probabilities[0] < SURE)
+    assert good["faint"] is False
+    assert {guess["class"] for guess in good["likeliest"]} <= set(CLASSES)
+
+
+def test_a_dataset_picture_is_answered_as_the_network_answers_it(command, own_run, tmp_path):
+    image = np.zeros((28, 28), dtype=np.uint8)
+    image[10:14, 4:24] = 200
+    path = tmp_path / "own.png"
+    Image.fromarray(image).save(path)
+    with_temperature(own_run, 1.0)
+    expected = predict(load_classifier(Run.open(own_run)), torch.from_numpy(image[None]))[0]
+    _, out, _ = command("predict", own_run, path, "--json")
+    for guess in json.loads(out)[0]["likeliest"]:
+        probability = expected[CLASSES.index(guess["class"])]
+        assert guess["probability"] == pytest.approx(float(probability), abs=1e-5)
+
+
+def test_probabilities_are_calibrated(command, own_run, photo):
+    sure = command("predict", with_temperature(own_run, 0.05), photo, "--json").out
+    unsure = command("predict", with_temperature(own_run, 50.0), photo, "--json").out
+    assert json.loads(sure)[0]["unsure"] is False
+    assert json.loads(unsure)[0]["unsure"] is True
+    assert json.loads(unsure)[0]["likeliest"][0]["probability"] < 0.2
+    assert "Unsure: " in command("predict", own_run, photo).out
+
+
+def test_without_a_stored_temperature_it_is_fitted_on_the_validation_split(command, own_run, photo):
+    run = Run.open(own_run)
+    metrics = {key: value for key, value in run.metrics.items() if key != "val/temperature"}
+    run.write_text("metrics.json", json.dumps(metrics))
+    assert command("predict", own_run, photo).status == 0
+    (own_run / "val.npz").unlink()
+    status, _, err = command("predict", own_run, photo)
+    assert status == 1
+    assert "has no predictions for val" in err
+
+
+def test_says_what_the_network_was_never_shown(command, tiny_run, tmp_path):
+    white = Image.new("L", (100, 100), 255)
+    white.paste(225, (20, 20, 80, 60))
+    path = tmp_path / "white.png"
+    white.save(path)
+    assert "never shown" in command("predict", tiny_run, path).out
+    assert json.loads(command("predict", tiny_run, path, "--json").out)[0]["faint"] is True
+
+
+def test_a_picture_that_shows_nothing_is_named(command, tiny_run, photo, tmp_path):
+    Image.new("L", (100, 100), 255).save(tmp_path / "blank.png")
+    status, out, err = command("predict", tiny_run, tmp_path / "blank.png", photo)
+    assert status == 1
+    assert f"error: {tmp_path / 'blank.png'}: Nothing stands out" in err
+    assert out.startswith(f"{photo}: ")
+
+
+def test_only_bad_photos(command, tiny_run, tmp_path):
+    drawn = tmp_path / "answers.png"
+    status, out, err = command("predict", tiny_run, tmp_path, "--json", "--save", drawn)
+    assert status == 1
+    assert json.loads(out) == [{"photo": str(tmp_path), "error": f"{tmp_path} is not a file."}]
+    assert err == f"error: {tmp_path} is not a file.\n"
+    assert not drawn.exists()
+
+
+def test_save_draws_a_row_a_photo(command, tiny_run, photo, tmp_path):
+    other = tmp_path / "$odd$ 外套.png"  # neither mathematics nor in matplotlib's font
+    picture(40).save(other)
+    one, two = tmp_path / "one.png", tmp_path / "two.png"
+    assert command("predict", tiny_run, photo, "--save", one).status == 0
+    assert command("predict", tiny_run, photo, other, "--save", two).status == 0
+    with Image.open(one) as first, Image.open(two) as second:
+        assert first.width == second.width
+        assert second.height - first.height == pytest.approx(300, abs=1)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_name_that_is_not_utf_8(command, tiny_run, tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.png")
+    picture().save(path)
+    status, out, _ = command("predict", tiny_run, path, "--save", tmp_path / "answers.png")
+    assert status == 0
+    assert r"caf\xe9.png: " in out
+    assert json.loads(command("predict", tiny_run, path, "--json").out)[0]["photo"] == str(path)
+
+
+def test_save_where_nothing_can_be_written(command, tiny_run, photo):
+    status, out, err = command("predict", tiny_run, photo, "--save", photo / "answers.png")
+    assert status == 1
+    assert out.startswith(f"{photo}: ")
+    assert "cannot be written" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bar.jpg", "--save", "answers.jpg"], "does not end in .png"),
+        (["bar.jpg"] * 101 + ["--save", "answers.png"], "draws 100 photos at most"),
+        ([], "PHOTO"),
+    ],
+)
+def test_wrong_usage(command, tiny_run, arguments, message):
+    status, out, err = command("predict", tiny_run, *arguments)
+    assert (status, out) == (2, "")
+    assert message in err
+
+
+def test_not_a_run(command, photo, tmp_path):
+    status, out, err = command("predict", tmp_path, photo)
+    assert (status, out) == (1, "")
+    assert "is not a run folder" in err
+
+
+CHECK = Path(__file__).parents[1] / "scripts" / "check_photos.py"
+
+
+def test_a_disguised_picture_is_recovered():
+    disguise = runpy.run_path(str(CHECK))["disguise"]
+    random = np.random.default_rng(0)
+    original = prepare(picture())
+    for _ in range(5):
+        shot = disguise(original, random)
+        assert min(shot.size) >= 300
+        assert np.abs(prepare(shot).astype(int) - original).mean() < 25
+
+
+def test_the_own_photo_check(tiny_run, tiny_data):
+    check = runpy.run_path(str(CHECK))["check"]
+    result = check(Run.open(tiny_run), 10, tiny_data)
+    assert result["count"] == 10
+    assert result["difference"]["mean"] == pytest.approx(
+        result["disguised"]["acc"] - result["plain"]["acc"]
+    )
+    assert result["plain"]["acc"] > 0.5
+    json.dumps(result)
