@@ -5,6 +5,7 @@ import torch
 from hydra.utils import instantiate
 from jaxtyping import Float, Int, Num
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
@@ -84,6 +85,8 @@ def build_classifier(run: Run) -> Classifier:
     Raises:
         UserError: the configuration names or holds something that is not allowed.
     """
+    if not OmegaConf.select(run.config, "model.network._target_"):
+        raise UserError(f"{run.folder}/.hydra/config.yaml names no network (model.network).")
     return Classifier(instantiate(run.config.model.network, _convert_="all"))
 
 
@@ -103,7 +106,8 @@ def load_classifier(run: Run) -> Classifier:
     except FileNotFoundError as error:
         raise UserError(f"{run.folder} has no {path.relative_to(run.folder)}.") from error
     except Exception as error:  # torch.load raises nearly anything on a broken or hostile file
-        raise UserError(f"{path} cannot be read as this run's weights: {error}") from error
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{path} cannot be read as this run's weights: {reason}") from error
     return classifier.eval()
 
 

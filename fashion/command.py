@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
 from fashion import UserError
@@ -22,10 +22,16 @@ def clear_errors() -> Iterator[None]:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         yield
-    except (UserError, HydraException, OmegaConfBaseException, PermissionError) as error:
+    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
         if full:
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {mistake(error)}")
     finally:
         if not full:
             del os.environ["HYDRA_FULL_ERROR"]
+
+
+def mistake(error: Exception) -> Exception:
+    """The user's mistake itself: Hydra wraps what the building of an object raises."""
+    wrapped = isinstance(error, InstantiationException) and isinstance(error.__cause__, UserError)
+    return error.__cause__ if wrapped else error  # type: ignore[return-value]

@@ -3,6 +3,7 @@
 python -m fashion.idx [ROOT]        bring the data to ROOT (default: data)
 """
 
+import argparse
 import contextlib
 import gzip
 import hashlib
@@ -17,7 +18,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fashion import UserError
 
@@ -180,7 +181,7 @@ def _root_of(path: Path) -> Path:
     return path.parent.parent.parent
 
 
-def _read_verified(memory: Path) -> dict[str, list[int]]:
+def _read_verified(memory: Path) -> dict[str, Any]:
     try:
         content = json.loads(memory.read_text())
     except (OSError, ValueError):
@@ -315,7 +316,11 @@ def _run(command: list[str], folder: Path) -> None:
 
 
 def main() -> None:
-    root = Path(sys.argv[1] if len(sys.argv) > 1 else "data")
+    parser = argparse.ArgumentParser(
+        prog="python -m fashion.idx", description="Bring Fashion-MNIST's four files, verified."
+    )
+    parser.add_argument("root", nargs="?", type=Path, default="data", help="default: data")
+    root = parser.parse_args().root
     try:
         ensure(root)
     except UserError as error:

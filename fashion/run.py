@@ -17,6 +17,7 @@ import platform
 import subprocess
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,17 @@ from fashion import UserError, schema
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
 # Where a run's files lie and how it shows itself: two runs that differ in these alone are the same.
 PLACES = ("name", "sweep", "report", "data.root", "trainer.progress_bar")
+# What numpy raises on a file that is not an .npz, or not a whole or an honest one.
+BROKEN_ARRAYS = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    TypeError,  # one array, not a file of them
+    MemoryError,  # a header that declares more than there is
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class Predictions(NamedTuple):
@@ -143,14 +155,14 @@ class Run:
         """
         path = self.folder / f"{split}.npz"
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 labels, probabilities = arrays["labels"], arrays["probabilities"]
         except FileNotFoundError as error:
             raise UserError(
                 f"{self.folder} has no predictions for {split}; make them with\n"
                 f"  python -m fashion.evaluate {self.folder} --split {split}"
             ) from error
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except BROKEN_ARRAYS as error:
             raise UserError(f"{path} cannot be read: {error}") from error
         right: bool = (
             labels.ndim == 1

@@ -47,12 +47,15 @@ def check(config: dict[str, Any], settings: dict[str, Any]) -> None:
 
 
 def _sections(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every dict below `node` that configures an object, with its full key."""
+    """Every dict below `node`, within lists too, that configures an object, with its full key."""
     if isinstance(node, dict):
         if "_target_" in node:
             yield key, node
         for name, child in node.items():
             yield from _sections(child, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):  # Hydra would build what a list holds, as it does a dict
+        for position, child in enumerate(node):
+            yield from _sections(child, f"{key}.{position}")
 
 
 def _parameters(key: str, section: dict[str, Any]) -> dict[str, Any]:

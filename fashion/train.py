@@ -8,6 +8,7 @@ import contextlib
 import os
 import traceback
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -15,13 +16,23 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fashion import UserError, idx, schema
-from fashion.command import clear_errors
+from fashion.command import clear_errors, mistake
 from fashion.evaluate import SPLITS, evaluate, summary
 from fashion.run import Run, provenance
 
 CONF = Path(__file__).parent.parent / "conf"
-# Types of the keys of train.yaml that configure no object.
-SETTINGS = {"seed": schema.Seed, "test": bool, "name": str, "sweep": str}
+# Types of the top-level keys; what a section with a `_target_` holds, its target's signature says.
+SETTINGS = {
+    "data": dict,
+    "model": dict[str, dict[str, Any]],
+    "optimizer": dict,
+    "trainer": dict,
+    "callbacks": dict[str, dict[str, Any] | None],
+    "seed": schema.Seed,
+    "test": bool,
+    "name": str,
+    "sweep": str,
+}
 
 
 def check(config: DictConfig) -> None:
@@ -116,13 +127,13 @@ def _summarise(run: Run) -> None:
 def _job(config: DictConfig) -> float | None:
     """One run of a grid, or the only one."""
     run = Run(Path(os.path.relpath(HydraConfig.get().runtime.output_dir)))
-    if HydraConfig.get().mode == RunMode.RUN:
-        return _run(config, run)
+    alone = HydraConfig.get().mode == RunMode.RUN
     try:
-        return _run_of_grid(config, run)
+        return _run(config, run) if alone else _run_of_grid(config, run)
     except Exception as error:  # noqa: BLE001 - one failing run must not cost the others
-        FAILURES[run.folder] = error
-        if not isinstance(error, UserError):
+        # Raised again when Hydra is done, which would print a line of its own before the message.
+        FAILURES[None if alone else run.folder] = mistake(error)
+        if not alone and not isinstance(mistake(error), UserError):
             traceback.print_exc()
         return None
 
@@ -142,6 +153,7 @@ def _run(config: DictConfig, run: Run) -> float | None:
 
 
 def _run_of_grid(config: DictConfig, run: Run) -> float | None:
+    schema.check(OmegaConf.to_container(config, resolve=True), SETTINGS)  # type: ignore[arg-type]
     if config.test:
         raise UserError("test = true: a grid is for choosing, which never reads the test set.")
     if config.trainer.devices > 1:
@@ -161,12 +173,15 @@ def _run_of_grid(config: DictConfig, run: Run) -> float | None:
     return _run(config, run)
 
 
-FAILURES: dict[Path, Exception] = {}
+FAILURES: dict[Path | None, Exception] = {}  # by run folder; None for a run that is no grid's
 
 
 def main() -> None:
+    FAILURES.clear()
     with clear_errors():
         _job()
+        if None in FAILURES:
+            raise FAILURES[None]
         if FAILURES:
             lines = [f"  {folder}: {error}" for folder, error in FAILURES.items()]
             raise UserError("\n".join([f"{len(FAILURES)} run(s) of the grid failed:", *lines]))

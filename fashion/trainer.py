@@ -86,7 +86,7 @@ def build_trainer(
             strategy=strategy,
             max_epochs=max_epochs,
             limit_train_batches=limit_train_batches,
-            limit_val_batches=limit_val_batches,
+            limit_val_batches=limit_val_batches if validates else 0,
             callbacks=[*callbacks, checkpoint, LearningRateMonitor("step"), *bar],
             logger=EventLogger(run),
             enable_progress_bar=progress_bar,

@@ -1,0 +1,424 @@
+"""The real command on tiny data: what a run leaves, what it reports, how it ends when it cannot."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from conftest import Command, Outcome, make_data, tiny_overrides
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from fashion import UserError, idx
+from fashion.callbacks import EpochSeed
+from fashion.classifier import load_classifier
+from fashion.data import FashionMNIST
+from fashion.run import PACKAGES, Run
+from fashion.train import CONF
+
+SHORT = ("model=mlp", "model.network.dense=[8]", "trainer.max_epochs=1")
+
+
+@pytest.fixture
+def train(tiny_data: Path, tmp_path: Path, command: Command) -> Command:
+    """One run, or with -m a grid, below `tmp_path`."""
+
+    def run(folder: str, *overrides: str) -> Outcome:
+        grid = overrides[:1] == ("-m",)
+        kind = "sweep" if grid else "run"
+        return command(
+            "train",
+            *overrides[:grid],
+            *tiny_overrides(tiny_data),
+            *SHORT,
+            f"hydra.{kind}.dir={tmp_path / folder}",
+            *overrides[grid:],
+        )
+
+    return run
+
+
+def weights(folder: Path, name: str = "best") -> dict[str, torch.Tensor]:
+    path = folder / f"checkpoints/{name}.ckpt"
+    content: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
+    return content
+
+
+def equal(first: Path, second: Path) -> bool:
+    others = weights(second)
+    return all(torch.equal(weight, others[name]) for name, weight in weights(first).items())
+
+
+def refused(done: Outcome, *parts: str) -> None:
+    assert done.status == 1, done.out
+    assert "Traceback" not in done.out + done.err
+    assert done.err.startswith("error: "), done.err
+    for part in parts:
+        assert part in done.err
+
+
+def test_a_run_leaves_its_folder(tiny_run: Path) -> None:
+    found = {str(path.relative_to(tiny_run)) for path in tiny_run.rglob("*") if path.is_file()}
+    assert {name for name in found if "tfevents" not in name} == {
+        ".lock",
+        ".hydra/config.yaml",
+        ".hydra/hydra.yaml",
+        ".hydra/overrides.yaml",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "metrics.json",
+        "val.npz",
+    }
+    run = Run.open(tiny_run)
+    assert run.finished
+    assert "trainer.max_epochs=3" in (tiny_run / ".hydra/overrides.yaml").read_text()
+
+
+def test_what_is_reported(tiny_run: Path) -> None:
+    metrics = Run(tiny_run).metrics
+    assert {
+        *("seed", "best_epoch", "epochs", "parameters", "seconds", "images_per_second"),
+        *("versions", "machine", "commit", "clean", "val/acc", "val/acc_low", "val/acc_high"),
+        *("val/loss", "val/ece"),
+    } <= set(metrics)
+    assert not [key for key in metrics if key.startswith("test")]
+    assert (metrics["seed"], metrics["epochs"]) == (0, 3)
+    assert 1 <= metrics["best_epoch"] <= 3
+    assert metrics["parameters"] == 784 * 32 + 32 + 32 * 10 + 10
+    assert 0 < 900 / metrics["images_per_second"] < metrics["seconds"]
+    assert set(metrics["versions"]) == {"python", *PACKAGES}
+
+
+def test_the_reported_number_is_the_best_checkpoint_s(tiny_run: Path, tiny_data: Path) -> None:
+    run = Run(tiny_run)
+    data = FashionMNIST(
+        0, root=str(tiny_data), batch_size=32, val_size=100, split_seed=0, official=False
+    )
+    data.setup("fit")
+    with torch.inference_mode():
+        logits = load_classifier(run)(data.val.images)
+    accuracy = (logits.argmax(1) == data.val.labels).double().mean().item()
+    assert run.metrics["val/acc"] == pytest.approx(accuracy)
+    loss = torch.nn.functional.cross_entropy(logits, data.val.labels).item()
+    assert run.metrics["val/loss"] == pytest.approx(loss, rel=1e-5)
+    predictions = run.predictions("val")
+    np.testing.assert_array_equal(predictions.labels, data.val.labels)
+    np.testing.assert_allclose(predictions.probabilities, logits.softmax(1), atol=1e-6)
+
+
+def test_the_best_epoch_is_reported_and_not_the_last(train: Command, tmp_path: Path) -> None:
+    """At a rate so high that accuracy goes up and down."""
+    done = train("a", "optimizer.lr=0.03", "trainer.max_epochs=6", "seed=1")
+    assert done.status == 0, done.err
+    run = Run(tmp_path / "a")
+    events = EventAccumulator(str(run.folder)).Reload()
+    accuracies = [event.value for event in events.Scalars("val/acc")]
+    assert accuracies[-1] < max(accuracies)
+    assert run.metrics["val/acc"] == pytest.approx(max(accuracies), abs=1e-6)
+    assert run.metrics["best_epoch"] == 1 + accuracies.index(max(accuracies))
+
+
+def test_tensorboard(train: Command, tmp_path: Path) -> None:
+    """Scalars as the loop measured them, and an HPARAMS tab with what is reported."""
+    # 50 steps an epoch: Lightning logs each 50th.
+    done = train("a", "data.batch_size=6", "trainer.max_epochs=2")
+    assert done.status == 0, done.err
+    run = Run(tmp_path / "a")
+    events = EventAccumulator(str(run.folder)).Reload()
+    for tag in ("train/loss", "train/acc", "val/loss", "val/acc", "lr"):
+        assert len(events.Scalars(tag)) == 2, tag
+    best = events.Scalars("val/acc")[run.metrics["best_epoch"] - 1]
+    assert best.value == pytest.approx(run.metrics["val/acc"])
+    (reported,) = events.Scalars("reported/val/acc")
+    assert reported.value == pytest.approx(run.metrics["val/acc"])
+    assert "hp_metric" not in events.Tags()["scalars"]
+    summary = events.SummaryMetadata("_hparams_/session_start_info")
+    content = plugin_data_pb2.HParamsPluginData.FromString(summary.plugin_data.content)
+    given = content.session_start_info.hparams
+    assert given["optimizer/lr"].number_value == 0.001
+    assert given["seed"].number_value == 0
+
+
+def test_the_summary(train: Command, tmp_path: Path) -> None:
+    done = train("a")
+    metrics = Run(tmp_path / "a").metrics
+    folder = os.path.relpath(tmp_path / "a")
+    low, high = 100 * metrics["val/acc_low"], 100 * metrics["val/acc_high"]
+    for part in (
+        f"accuracy {100 * metrics['val/acc']:.2f} % (95 % interval {low:.2f} to {high:.2f})",
+        "of epoch 1 of 1",
+        "6,370 parameters",
+        "images per second",
+        f"Run folder {folder}\n",
+        f"python -m fashion.evaluate {folder}\n",
+        "tensorboard --logdir",
+    ):
+        assert part in done.out
+    assert done.err == ""
+
+
+def test_the_progress_bar_shows_accuracies(train: Command) -> None:
+    done = train("a", "trainer.progress_bar=true")
+    assert done.status == 0, done.err
+    assert "val/acc" in done.out
+
+
+def test_same_seed_same_weights(train: Command, tmp_path: Path) -> None:
+    torch.manual_seed(5)  # what ran before in this process does not matter
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert train(folder, f"seed={seed}", "trainer.max_epochs=2").status == 0
+        torch.rand(3)
+    assert equal(tmp_path / "a", tmp_path / "b")  # seed 0 seeds too
+    assert not equal(tmp_path / "a", tmp_path / "c")
+    first, second = (Run(tmp_path / name).predictions("val") for name in "ab")
+    np.testing.assert_array_equal(first.probabilities, second.probabilities)
+
+
+def test_an_epoch_s_randomness_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function of seed and epoch, whatever was drawn before."""
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    draws: dict[tuple[int, int], float] = {}
+    for seed in (0, 1, 0):
+        for epoch in (0, 1):
+            monkeypatch.setattr(pl.Trainer, "current_epoch", epoch)
+            EpochSeed(seed).on_train_epoch_start(trainer, pl.LightningModule())
+            draw = torch.rand(()).item()
+            assert draws.setdefault((seed, epoch), draw) == draw
+    assert len(set(draws.values())) == 4
+
+
+def state(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_grid(train: Command, tmp_path: Path) -> None:
+    """A run in it is the same run alone, bit for bit; again: what is finished stays as it is."""
+    grid = tmp_path / "grid"
+    arguments = ("-m", "model=linear,mlp", "model.network.dense=[]")
+    assert train("grid", *arguments, "seed=0").status == 0
+    first = {run.folder: state(run.folder) for run in Run.below(grid)}
+    assert len(first) == 2
+    assert all("model-" in str(folder) and "seed-0" in str(folder) for folder in first)
+    assert not [folder for folder in first if "=" in folder.name or "data.root" in folder.name]
+
+    done = train("grid", *arguments, "seed=0,1")
+    assert done.status == 0, done.err
+    assert done.out.count("Finished before: ") == 2
+    assert len(Run.below(grid)) == 4
+    for folder, before in first.items():
+        assert state(folder) == before
+
+    (in_grid,) = (
+        run.folder
+        for run in Run.below(grid)
+        if "model-linear" in run.folder.name and run.config.seed == 1
+    )
+    assert train("alone", "model=linear", "model.network.dense=[]", "seed=1").status == 0
+    assert equal(in_grid, tmp_path / "alone")
+
+
+def test_one_failing_run_does_not_cost_the_others(train: Command, tmp_path: Path) -> None:
+    done = train("grid", "-m", "model=cnn", "model.network.kernel_size=40,3", "trainer=smoke")
+    refused(done, "1 run(s) of the grid failed:")
+    last = done.err.splitlines()[-1]
+    assert "model.network.kernel_size-40" in last
+    assert "layer 1 gets 28 x 28 pixels, too few" in last
+    (finished,) = [run for run in Run.below(tmp_path / "grid") if run.finished]
+    assert "kernel_size-3" in finished.folder.name
+
+
+def test_a_run_of_the_grid_that_crashes(
+    train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistake of the project's own shows its traceback, and costs the others nothing either."""
+    load = FashionMNIST.setup
+
+    def crash(data: FashionMNIST, stage: str) -> None:
+        if data.seed == 0:
+            raise ZeroDivisionError
+        load(data, stage)
+
+    monkeypatch.setattr(FashionMNIST, "setup", crash)
+    done = train("grid", "-m", "seed=0,1")
+    assert done.status == 1
+    assert "ZeroDivisionError" in done.err
+    assert [run.config.seed for run in Run.below(tmp_path / "grid") if run.finished] == [1]
+    with pytest.raises(ZeroDivisionError):
+        train("alone", "seed=0")
+
+
+def test_a_run_of_the_grid_with_bad_values(train: Command, tmp_path: Path) -> None:
+    done = train("grid", "-m", "trainer.devices=two,2", "trainer=smoke")
+    refused(done, "trainer.devices = two: input should be", "trainer.devices = 2: Lightning starts")
+
+
+def test_a_folder_of_another_grid(train: Command, tmp_path: Path) -> None:
+    arguments = ("-m", "hydra.sweep.subdir=run", "trainer=smoke")
+    assert train("grid", *arguments).status == 0
+    refused(train("grid", *arguments, "seed=1"), "another configuration", "sweep=NAME")
+
+
+def test_a_grid_never_reads_the_test_set(train: Command, tmp_path: Path) -> None:
+    refused(train("grid", "-m", "seed=0,1", "test=true"), "test = true: a grid is for choosing")
+    assert Run.below(tmp_path / "grid") == []
+
+
+def test_the_test_set_is_read_when_it_is_asked_for_and_not_before(
+    train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    setup = FashionMNIST.setup
+    monkeypatch.setattr(
+        FashionMNIST, "setup", lambda data, stage: read.append(stage) or setup(data, stage)
+    )
+    assert train("a").status == 0
+    assert "test" not in read
+    assert not (tmp_path / "a/test.npz").exists()
+    done = train("b", "test=true")
+    assert read.count("test") == 1
+    assert "Test accuracy" in done.out
+    run = Run(tmp_path / "b")
+    predictions = run.predictions("test")
+    accuracy = (predictions.probabilities.argmax(1) == predictions.labels).mean()
+    assert run.metrics["test/acc"] == pytest.approx(accuracy)
+    assert equal(tmp_path / "a", tmp_path / "b")  # and nothing else changes
+
+
+def test_early_stopping(train: Command, tmp_path: Path) -> None:
+    """Nothing improves at a rate that moves nothing."""
+    arguments = ("optimizer.lr=1e-30", "trainer.max_epochs=9")
+    assert train("a", *arguments, "callbacks.early_stopping.patience=2").status == 0
+    assert Run(tmp_path / "a").metrics["epochs"] == 3
+    assert train("b", *arguments, "callbacks.early_stopping=null").status == 0
+    assert Run(tmp_path / "b").metrics["epochs"] == 9
+
+
+def test_smoke(train: Command, tmp_path: Path) -> None:
+    done = train("a", "trainer=smoke")
+    assert done.status == 0, done.err
+    run = Run(tmp_path / "a")
+    assert torch.load(run.last_checkpoint, weights_only=True)["global_step"] == 2
+    assert len(run.predictions("val").labels) == 100  # what is reported is of all of them
+
+
+def test_training_on_everything(train: Command, tmp_path: Path) -> None:
+    refused(train("a", "data.val_size=0"), "data.val_size = 0", "callbacks.early_stopping=null")
+    done = train("b", "data.val_size=0", "callbacks.early_stopping=null", "trainer.max_epochs=2")
+    assert done.status == 0, done.err
+    assert "Validation" not in done.out
+    run = Run(tmp_path / "b")
+    assert not [key for key in run.metrics if key.startswith("val")]
+    assert (run.metrics["best_epoch"], run.metrics["epochs"]) == (2, 2)
+    assert load_classifier(run)
+    assert not run.best_checkpoint.exists()
+
+
+OPTIONS = [
+    f"{group.name}={option.stem}"
+    for group in sorted(CONF.iterdir())
+    if group.is_dir() and group.name in ("model", "optimizer", "trainer")
+    for option in sorted(group.glob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_takes_a_step(
+    tiny_data: Path, tmp_path: Path, command: Command, option: str
+) -> None:
+    done = command(
+        "train",
+        *tiny_overrides(tiny_data),
+        *(() if option.startswith("trainer") else ("trainer=smoke",)),
+        *(() if option.startswith("model") else SHORT[:2]),
+        "trainer.max_epochs=1",
+        option,
+        f"hydra.run.dir={tmp_path}/run",
+    )
+    assert done.status == 0, done.err
+    assert Run(tmp_path / "run").finished
+
+
+def test_a_folder_that_cannot_be_written(train: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    refused(train("file/run"), f"{tmp_path}/file/run", "Not a directory")
+    refused(train("file/grid", "-m", "seed=0"), f"{tmp_path}/file/grid", "Not a directory")
+
+
+def test_a_finished_run_is_not_overwritten(train: Command, tmp_path: Path) -> None:
+    assert train("a").status == 0
+    before = state(tmp_path / "a")
+    refused(train("a"), f"{os.path.relpath(tmp_path)}/a holds a finished run already")
+    assert {name: before[name] for name in before if ".lock" not in name} == {
+        name: time for name, time in state(tmp_path / "a").items() if ".lock" not in name
+    }
+
+
+def test_data_that_is_not_there(train: Command, tmp_path: Path) -> None:
+    missing = f"{tmp_path}/none/FashionMNIST/raw/train-images-idx3-ubyte is missing"
+    refused(train("a", f"data.root={tmp_path}/none"), missing)
+    assert not (tmp_path / "a").exists()
+
+
+def test_data_that_is_wrong(train: Command, tmp_path: Path) -> None:
+    root = make_data(tmp_path / "other")
+    raw = idx.raw_folder(root)
+    refused(train("a", "data.official=true", f"data.root={root}"), "not Fashion-MNIST's official")
+    images = raw / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:-1])
+    refused(train("a", f"data.root={root}"), str(images), "It is cut")
+    shutil.copy(raw / "t10k-images-idx3-ubyte", images)
+    refused(train("a", f"data.root={root}"), str(images), "for 400 labels")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
+def test_cuda_where_there_is_none(train: Command) -> None:
+    done = train("a", "trainer.accelerator=cuda")
+    refused(done, "trainer.accelerator = cuda", "not available", "'cpu'")
+
+
+def test_the_whole_error_on_demand(train: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(UserError, match=r"optimizer\.lr = 0"):
+        train("a", "optimizer.lr=0")
+    assert os.environ["HYDRA_FULL_ERROR"] == "1"
+
+
+def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(CONF.parent)}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("argument", ["--help", "--cfg", "optimizer.lr=0"])
+def test_an_answer_at_once(argument: str, tmp_path: Path) -> None:
+    """Help, the configuration and a bad value's refusal wait for no import of torch."""
+    arguments = [argument, "job"] if argument == "--cfg" else [argument]
+    script = (
+        f"import sys; sys.argv = ['train', *{arguments}]\n"
+        "from fashion import train\n"
+        "slow = {'torch', 'lightning', 'torchvision', 'matplotlib'}\n"
+        "try: train.main()\n"
+        "finally: print('SLOW', sorted(slow & set(sys.modules)))"
+    )
+    done = python("-c", script, cwd=tmp_path)
+    assert "SLOW []" in done.stdout, done.stderr
+    assert done.returncode == (1 if "=" in argument else 0)
+    assert ("dropout" in done.stdout) == ("=" not in argument)
+
+
+def test_a_bad_override_ends_a_real_process(tmp_path: Path) -> None:
+    done = python("-m", "fashion.train", "model.network.dropout=1.5", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == "error: model.network.dropout = 1.5: input should be less than 1.\n"
+    assert list(tmp_path.rglob("*.yaml")) == []
