@@ -30,7 +30,36 @@ def evaluate(run: Run, split: str, data: "FashionMNIST") -> dict[str, Any]:
     data.setup("test" if split == "test" else "validate")
     predictions = answer(load_classifier(run), getattr(data, split))
     run.write_predictions(split, predictions)
-    return {f"{split}/{key}": value for key, value in metrics.scores(*predictions).items()}
+    numbers = {f"{split}/{key}": value for key, value in metrics.scores(*predictions).items()}
+    if split == "val":
+        numbers["val/temperature"] = metrics.fit_temperature(*predictions)
+    return numbers
+
+
+def write_report(run: Run, split: str, data: "FashionMNIST") -> None:
+    """Put a finished run's report.html into its folder, from the predictions that lie there."""
+    import numpy as np
+    from omegaconf import OmegaConf
+
+    from fashion.report import page
+
+    predictions = run.predictions(split)
+    pictures, labels = getattr(data, split), predictions.labels
+    examples = [int(np.flatnonzero(labels == label)[0]) for label in range(10)]
+    text = page(
+        name=str(run.folder),
+        run_metrics=run.metrics,
+        configuration=OmegaConf.to_yaml(run.config),
+        history=run.history,
+        split="validation" if split == "val" else "test",
+        labels=labels,
+        probabilities=predictions.probabilities,
+        images=pictures.images.numpy(),
+        indices=pictures.indices.numpy(),
+        examples=pictures.images[examples].numpy(),
+        temperature=run.metrics.get("val/temperature", 1.0),
+    )
+    run.write_text("report.html", text)
 
 
 def summary(metrics: dict[str, Any], split: str) -> str:
@@ -66,7 +95,11 @@ def main() -> None:
             data = instantiate(run.config.data, run.config.seed)
             data.prepare_data()
             run.update_metrics(evaluate(run, arguments.split, data))
-            print(f"{run.folder}\n  {summary(run.metrics, arguments.split)}")
+            write_report(run, arguments.split, data)
+            print(
+                f"{run.folder}\n  {summary(run.metrics, arguments.split)}\n"
+                f"  Report {run.folder / 'report.html'}"
+            )
 
 
 if __name__ == "__main__":

@@ -142,6 +142,20 @@ class Run:
             raise UserError(f"{path} holds no JSON object.")
         return metrics
 
+    @property
+    def history(self) -> dict[str, list[float]]:
+        """Learning curves by epoch, counted from 1, from TensorBoard's events; empty without."""
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(self.folder), size_guidance={"scalars": 0}).Reload()
+        curves = {
+            tag: [event.value for event in events.Scalars(tag)]
+            for tag in ("train/loss", "train/acc", "val/loss", "val/acc")
+            if tag in events.Tags()["scalars"]
+        }
+        epochs = max(map(len, curves.values()), default=0)
+        return {"epoch": [float(epoch + 1) for epoch in range(epochs)], **curves}
+
     def update_metrics(self, new: dict[str, Any]) -> None:
         """Add to metrics.json, or begin it: from then on the run counts as finished."""
         metrics = (self.metrics if self.finished else {}) | new

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fashion import UserError, idx, schema
 from fashion.command import clear_errors, mistake
-from fashion.evaluate import SPLITS, evaluate, summary
+from fashion.evaluate import SPLITS, evaluate, summary, write_report
 from fashion.run import Run, provenance
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -30,6 +30,7 @@ SETTINGS = {
     "callbacks": dict[str, dict[str, Any] | None],
     "seed": schema.Seed,
     "test": bool,
+    "report": bool | None,
     "name": str,
     "sweep": str,
 }
@@ -104,6 +105,9 @@ def train(config: DictConfig, run: Run) -> float | None:
         {f"reported/{key}": value for key, value in metrics.items() if isinstance(value, float)},
     )
     run.update_metrics(metrics)
+    alone = HydraConfig.get().mode == RunMode.RUN
+    if config.data.val_size and (alone if config.report is None else config.report):
+        write_report(run, "val", data)
     return metrics.get("val/acc")
 
 
