@@ -12,6 +12,7 @@ import html
 import io
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -217,9 +218,9 @@ def conclusions(answers: Answers) -> list[str]:
         [score for score in answers.hardest_first if score.label in group]
         for group in (TOPS, FOOTWEAR)
     )
-    said += _extreme(tops, "among the tops", "hardest", "lowest", "below")
-    said += _extreme(footwear, "among the footwear", "hardest", "lowest", "below")
-    said += _extreme(answers.hardest_first[::-1], "of all classes", "easiest", "highest", "above")
+    said += standing(tops, "among the tops", "hardest", "lowest", "below")
+    said += standing(footwear, "among the footwear", "hardest", "lowest", "below")
+    said += standing(answers.hardest_first[::-1], "of all classes", "easiest", "highest", "above")
     if wrong:
         within = []
         for group, words in ((TOPS, "one top for another"), (FOOTWEAR, "one shoe for another")):
@@ -237,8 +238,11 @@ def conclusions(answers: Answers) -> list[str]:
     return said
 
 
-def _extreme(ranked: list[ClassScore], where: str, word: str, degree: str, side: str) -> list[str]:
-    """A sentence on the first of some classes, ranked by F1; none where there are no two."""
+def standing(ranked: list[ClassScore], where: str, word: str, degree: str, side: str) -> list[str]:
+    """A sentence on the first of some classes, ranked by F1; none where there are no two.
+
+    So `standing(footwear, "among the footwear", "hardest", "lowest", "below")`.
+    """
     if len(ranked) < 2:  # noqa: PLR2004
         return []
     first, *others = ranked
@@ -375,19 +379,21 @@ augmentation where the run uses them; validation's at its end, without.</p>"""
 
 def _confusion(answers: Answers) -> str:
     shares, strength = (
-        function(answers.counts) for function in (figures.row_shares, figures.error_strength)
+        function(answers.counts).tolist()
+        for function in (figures.row_shares, figures.error_strength)
     )
+    counts = answers.counts.tolist()
     shown = answers.mistakes[:MISTAKES_SHOWN]
     linked = set(zip(answers.labels[shown], answers.predicted[shown], strict=True))
 
     def cell(true: int, predicted: int) -> str:
-        count = answers.counts[true, predicted]
+        count = counts[true][predicted]
         if not count:
             return '<td class="none">·'
-        text = f"{count:,}<small>{_per_cent(shares[true, predicted])}</small>"
+        text = f"{count:,}<small>{_per_cent(shares[true][predicted])}</small>"
         if true == predicted:
             return f'<td class="right"><span>{text}</span>'
-        heat = int(np.ceil(strength[true, predicted] * HEATS))
+        heat = math.ceil(strength[true][predicted] * HEATS)
         if (true, predicted) in linked:
             return f'<td class="e{heat}"><a href="#{_address(true, predicted)}">{text}</a>'
         return f'<td class="e{heat}"><span>{text}</span>'
@@ -398,8 +404,8 @@ def _confusion(answers: Answers) -> str:
         for true, name in enumerate(CLASSES)
     )
     return f"""<p>A row holds the pictures of one class, a column those that got one answer. Below
-each count stands its share of the row. Only mistakes are coloured, and each leads to its
-pictures.</p>
+each count stands its share of the row. Only mistakes are coloured; a click on one leads to
+its pictures.</p>
 <div class="scroll" tabindex="0" role="region" aria-label="Confusion matrix">
 <table class="matrix">
 <thead><tr><td>{columns}</thead>
@@ -490,7 +496,7 @@ def _mistakes(answers: Answers) -> str:
         anchor = f' id="{_address(true, predicted)}"' if (true, predicted) not in anchors else ""
         anchors.add((true, predicted))
         sentence = figures.mistake_sentence(predicted, true)
-        likeliest = _likeliest(answers.probabilities[position], true)
+        likeliest = _likeliest(answers.probabilities[position].tolist(), true)
         cards.append(
             f'<li{anchor} data-true="{true}" data-predicted="{predicted}">'
             f"<figure>{answers.picture(position)}"
@@ -518,8 +524,8 @@ classes, and the label's if it is none of them; the number under a picture is it
 <button id="more" hidden>Show more</button>"""
 
 
-def _likeliest(probabilities: Float32[np.ndarray, " 10"], true: int) -> str:
-    ranked = np.argsort(-probabilities, kind="stable").tolist()
+def _likeliest(probabilities: list[float], true: int) -> str:
+    ranked = sorted(range(10), key=lambda label: -probabilities[label])
     answer = ranked[0]
     listed = ranked[:3] + [true] * (true not in ranked[:3])
     return "".join(
@@ -535,7 +541,7 @@ def _suspicious(answers: Answers) -> str:
         return "<p>None: nowhere does the model disagree with a label more surely than usual.</p>"
     cards = "\n".join(
         f"<li>{answers.picture(position)}<b>{answers.indices[position]}</b> "
-        f"<small>{_per_cent(answers.probabilities[position].max())}</small><br>"
+        f"<small>{_per_cent(answers.probabilities[position].max().item())}</small><br>"
         f"labelled {CLASSES[answers.labels[position]]}<br>"
         f"answered {CLASSES[answers.predicted[position]]}"
         for position in found[:SUSPECTS_SHOWN].tolist()

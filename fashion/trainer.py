@@ -65,18 +65,12 @@ def build_trainer(
         UserError: the accelerator or strategy is not to be had on this machine.
     """
     quieten()
-    checkpoint = (
-        ModelCheckpoint(
-            run.checkpoints,
-            "best",
-            monitor="val/acc",
-            mode="max",
-            save_last=True,
-            enable_version_counter=False,
-        )
-        if validates
-        else ModelCheckpoint(run.checkpoints, "last", enable_version_counter=False)
+    # Two, because `save_last` would save only when there is a new best.
+    last = ModelCheckpoint(run.checkpoints, "last", enable_version_counter=False)
+    best = ModelCheckpoint(
+        run.checkpoints, "best", monitor="val/acc", mode="max", enable_version_counter=False
     )
+    checkpoints = [best, last] if validates else [last]
     # A redraw costs as much as a small network's step.
     bar = [RichProgressBar(refresh_rate=20, leave=True)] if progress_bar else []
     try:
@@ -87,7 +81,7 @@ def build_trainer(
             max_epochs=max_epochs,
             limit_train_batches=limit_train_batches,
             limit_val_batches=limit_val_batches if validates else 0,
-            callbacks=[*callbacks, checkpoint, LearningRateMonitor("step"), *bar],
+            callbacks=[*callbacks, *checkpoints, LearningRateMonitor("step"), *bar],
             logger=EventLogger(run),
             enable_progress_bar=progress_bar,
             enable_model_summary=False,

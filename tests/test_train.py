@@ -49,8 +49,8 @@ def weights(folder: Path, name: str = "best") -> dict[str, torch.Tensor]:
     return content
 
 
-def equal(first: Path, second: Path) -> bool:
-    others = weights(second)
+def equal(first: Path, second: Path, name: str = "best") -> bool:
+    others = weights(second, name)
     return all(torch.equal(weight, others[name]) for name, weight in weights(first).items())
 
 
@@ -72,6 +72,7 @@ def test_a_run_leaves_its_folder(tiny_run: Path) -> None:
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
         "metrics.json",
+        "report.html",
         "val.npz",
     }
     run = Run.open(tiny_run)
@@ -121,6 +122,9 @@ def test_the_best_epoch_is_reported_and_not_the_last(train: Command, tmp_path: P
     assert accuracies[-1] < max(accuracies)
     assert run.metrics["val/acc"] == pytest.approx(max(accuracies), abs=1e-6)
     assert run.metrics["best_epoch"] == 1 + accuracies.index(max(accuracies))
+    # What a run would continue from is the last epoch, not a copy of the best.
+    assert torch.load(run.last_checkpoint, weights_only=True)["epoch"] == 5
+    assert not equal(run.folder, run.folder, "last")
 
 
 def test_tensorboard(train: Command, tmp_path: Path) -> None:
