@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 import zipfile
@@ -232,7 +233,13 @@ class Run:
             self.write_text(".hydra/config.yaml", OmegaConf.to_yaml(config, resolve=True))
             self.write_text(".hydra/hydra.yaml", OmegaConf.to_yaml(hydra))
             self.write_text(".hydra/overrides.yaml", OmegaConf.to_yaml(hydra.overrides.task))
-            yield
+            try:
+                yield
+            except UserError:
+                # Refused before it began: a folder left behind would pass for an unfinished run.
+                if {path.name for path in self.folder.iterdir()} == {".hydra", ".lock"}:
+                    shutil.rmtree(self.folder)
+                raise
 
     def same_configuration(self, config: DictConfig) -> bool:
         """Whether this run was made with `config`, apart from where things lie."""

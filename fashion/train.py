@@ -183,7 +183,10 @@ FAILURES: dict[Path | None, Exception] = {}  # by run folder; None for a run tha
 def main() -> None:
     FAILURES.clear()
     with clear_errors():
-        _job()
+        try:
+            _job()
+        except Exception as error:  # a run's own is in FAILURES: this one is the command line's
+            raise UserError(str(error)) from error
         if None in FAILURES:
             raise FAILURES[None]
         if FAILURES:
