@@ -3,7 +3,7 @@
 import lightning.pytorch as pl
 import torch
 from hydra.utils import instantiate
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int, UInt8
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -11,9 +11,11 @@ from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
 
 from fashion import UserError
+from fashion.augmentation import Augmentation
 from fashion.data import CLASSES, EVAL_BATCH_SIZE, Batch, Pictures, normalise
 from fashion.optimizers import OptimizerFactory
 from fashion.run import Predictions, Run
+from fashion.schema import Share
 
 
 class Classifier(pl.LightningModule):
@@ -22,40 +24,50 @@ class Classifier(pl.LightningModule):
     Args:
         network: normalised pictures (batch, 1, 28, 28) -> logits (batch, 10).
         optimizer: from the network and the number of steps; None where nothing is trained.
+        augmentation: of the training pictures; None for none.
+        label_smoothing: share of each training label that is spread evenly over the classes.
     """
 
-    def __init__(self, network: nn.Module, optimizer: OptimizerFactory | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: OptimizerFactory | None = None,
+        augmentation: Augmentation | None = None,
+        *,
+        label_smoothing: Share = 0.0,
+    ) -> None:
         super().__init__()
         # Convolutions and pooling run up to twice as fast on the CPU with the channels innermost.
         self.network = network.to(memory_format=torch.channels_last)
         self.optimizer_factory = optimizer
+        self.augmentation = augmentation
+        self.label_smoothing = label_smoothing
         self.train_accuracy = MulticlassAccuracy(len(CLASSES), average="micro", validate_args=False)
         self.val_accuracy = MulticlassAccuracy(len(CLASSES), average="micro", validate_args=False)
         self._answers: dict[str, list[tuple[Tensor, Tensor]]] = {"train": [], "val": []}
 
-    def forward(self, images: Num[Tensor, "batch *image"]) -> Float[Tensor, "batch 10"]:
-        """Logits of raw pixels or of normalised ones; the type tells which.
-
-        Args:
-            images: uint8 (batch, 28, 28), 0..255, normalised here; or float (batch, 1, 28, 28),
-                normalised already, as the DataModule's batches are.
-        """
-        logits: Tensor = self.network(normalise(images) if images.dtype == torch.uint8 else images)
+    def forward(self, images: UInt8[Tensor, "batch 28 28"]) -> Float[Tensor, "batch 10"]:
+        """Logits of raw pixels, 0..255, normalised here: a quarter of the bytes travels."""
+        logits: Tensor = self.network(normalise(images))
         return logits
 
-    def _shared_step(self, split: str, batch: Batch) -> Float[Tensor, ""]:
+    def _answer(self, split: str, batch: Batch) -> Float[Tensor, "batch 10"]:
         images, labels = batch
-        logits = self(images)
+        logits: Tensor = self(images)
         # Metrics wait for the epoch's end: an update or a `self.log` a step costs more than
         # a small network's forward pass.
         self._answers[split].append((logits.detach(), labels))
-        return functional.cross_entropy(logits, labels)
+        return logits
 
     def training_step(self, batch: Batch) -> Float[Tensor, ""]:
-        return self._shared_step("train", batch)
+        images, labels = batch
+        if self.augmentation is not None:
+            images = self.augmentation(images, self.current_epoch)
+        logits = self._answer("train", (images, labels))
+        return functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     def validation_step(self, batch: Batch) -> None:
-        self._shared_step("val", batch)
+        self._answer("val", batch)
 
     def _log_epoch(self, split: str, accuracy: MulticlassAccuracy) -> None:
         logits, labels = map(torch.cat, zip(*self._answers[split], strict=True))

@@ -1,4 +1,4 @@
-"""Fashion-MNIST as a LightningDataModule: verified, split, batched and normalised."""
+"""Fashion-MNIST as a LightningDataModule: verified, split and batched."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,11 +178,6 @@ class FashionMNIST(pl.LightningDataModule):
     ) -> DataLoader[Batch]:
         # No workers: a batch is ready sooner than another process could hand it over.
         return DataLoader(pictures, batch_size, sampler=sampler, collate_fn=_as_it_is)  # type: ignore[arg-type]
-
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002
-        """Normalise on the device: a quarter of the bytes travels."""
-        images, labels = batch
-        return normalise(images), labels
 
 
 def _as_it_is(batch: Batch) -> Batch:

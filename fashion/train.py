@@ -8,7 +8,7 @@ import contextlib
 import os
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -25,10 +25,13 @@ CONF = Path(__file__).parent.parent / "conf"
 SETTINGS = {
     "data": dict,
     "model": dict[str, dict[str, Any]],
+    "augmentation": dict,
     "optimizer": dict,
     "trainer": dict,
     "callbacks": dict[str, dict[str, Any] | None],
     "seed": schema.Seed,
+    "label_smoothing": schema.Share,
+    "checkpoint": Literal["best", "last"],
     "test": bool,
     "report": bool | None,
     "name": str,
@@ -75,7 +78,10 @@ def train(config: DictConfig, run: Run) -> float | None:
     data = instantiate(config.data, config.seed)
     data.setup("fit")
     classifier = Classifier(
-        instantiate(config.model.network, _convert_="all"), instantiate(config.optimizer)
+        instantiate(config.model.network, _convert_="all"),
+        instantiate(config.optimizer),
+        instantiate(config.augmentation),
+        label_smoothing=config.label_smoothing,
     )
     stopwatch = Stopwatch()
     callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fashion import UserError
+from fashion.augmentation import Augmentation
 from fashion.classifier import Classifier, answer, load_classifier, predict
 from fashion.data import FashionMNIST, Pictures, normalise
 from fashion.networks import ConvNet
@@ -53,25 +54,25 @@ def train(classifier: Classifier, batch: tuple[Tensor, Tensor], steps: int) -> l
 
 @pytest.fixture
 def batch(tiny_data: Path) -> tuple[Tensor, Tensor]:
-    """The first 32 training pictures, normalised."""
+    """The first 32 training pictures."""
     data = FashionMNIST(
         0, root=str(tiny_data), batch_size=32, val_size=100, split_seed=0, official=False
     )
     data.setup("fit")
-    return normalise(data.train.images[:32]), data.train.labels[:32]
+    return data.train.images[:32], data.train.labels[:32]
 
 
-def test_raw_and_normalised_pixels_give_the_same_logits() -> None:
+def test_the_network_gets_normalised_pictures() -> None:
     classifier = Classifier(shrunk()).eval()
     images = torch.randint(0, 256, (5, 28, 28), dtype=torch.uint8)
-    assert torch.equal(classifier(images), classifier(normalise(images)))
+    assert torch.equal(classifier(images), classifier.network(normalise(images)))
     assert classifier(images).shape == (5, 10)
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_other_integers_are_not_taken_for_pixels(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.float32])
+def test_other_numbers_are_not_taken_for_pixels(dtype: torch.dtype) -> None:
     with pytest.raises(Exception, match=r"dtype|type"):
-        Classifier(shrunk()).eval()(torch.zeros(5, 1, 28, 28, dtype=dtype))
+        Classifier(shrunk()).eval()(torch.zeros(5, 28, 28, dtype=dtype))
 
 
 def test_it_can_learn_32_images_by_heart(batch: tuple[Tensor, Tensor]) -> None:
@@ -94,6 +95,34 @@ def test_the_loss_is_cross_entropy_on_logits(batch: tuple[Tensor, Tensor]) -> No
     logits = classifier(batch[0])
     expected = -logits.log_softmax(1)[torch.arange(32), batch[1]].mean()
     torch.testing.assert_close(classifier.training_step(batch), expected)
+
+
+def test_label_smoothing_by_hand(batch: tuple[Tensor, Tensor]) -> None:
+    """A tenth of each label on all ten classes, in training; what is logged is without it."""
+    classifier = Classifier(shrunk(dropout=0.0), label_smoothing=0.1)
+    targets = functional.one_hot(batch[1], 10) * 0.9 + 0.01
+    expected = -(classifier(batch[0]).log_softmax(1) * targets).sum(1).mean()
+    torch.testing.assert_close(classifier.training_step(batch), expected)
+
+
+def test_only_training_is_augmented(
+    batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Black(Augmentation):
+        def forward(self, images: Tensor, epoch: int) -> Tensor:
+            assert epoch == 0
+            return torch.zeros_like(images)
+
+    black = Black(shift=0, mirror=False, erase=0, whole=0, epochs=1)
+    classifier = Classifier(shrunk(dropout=0.0), augmentation=black)
+    plain = Classifier(classifier.network)
+    expected = plain.training_step((torch.zeros_like(batch[0]), batch[1]))
+    assert torch.equal(classifier.training_step(batch), expected)
+    logged: dict[str, Any] = {}
+    monkeypatch.setattr(classifier, "log", lambda key, value, **_: logged.update({key: value}))
+    classifier.validation_step(batch)
+    classifier.on_validation_epoch_end()
+    torch.testing.assert_close(logged["val/loss"], plain.training_step(batch))
 
 
 def test_an_epoch_s_metrics_are_of_all_its_pictures(

@@ -127,6 +127,18 @@ def test_the_best_epoch_is_reported_and_not_the_last(train: Command, tmp_path: P
     assert not equal(run.folder, run.folder, "last")
 
 
+def test_of_a_fixed_budget_the_last_epoch_is_reported(train: Command, tmp_path: Path) -> None:
+    done = train("a", "optimizer.lr=0.03", "trainer.max_epochs=6", "seed=1", "checkpoint=last")
+    assert done.status == 0, done.err
+    run = Run(tmp_path / "a")
+    accuracies = [
+        event.value for event in EventAccumulator(str(run.folder)).Reload().Scalars("val/acc")
+    ]
+    assert accuracies[-1] < max(accuracies)
+    assert run.metrics["val/acc"] == pytest.approx(accuracies[-1], abs=1e-6)
+    assert run.metrics["best_epoch"] == run.metrics["epochs"] == 6
+
+
 def test_tensorboard(train: Command, tmp_path: Path) -> None:
     """Scalars as the loop measured them, and an HPARAMS tab with what is reported."""
     # 50 steps an epoch: Lightning logs each 50th.
@@ -325,7 +337,7 @@ def test_training_on_everything(train: Command, tmp_path: Path) -> None:
 OPTIONS = [
     f"{group.name}={option.stem}"
     for group in sorted(CONF.iterdir())
-    if group.is_dir() and group.name in ("model", "optimizer", "trainer")
+    if group.is_dir() and group.name in ("model", "optimizer", "trainer", "experiment")
     for option in sorted(group.glob("*.yaml"))
 ]
 
@@ -338,7 +350,8 @@ def test_every_option_takes_a_step(
         "train",
         *tiny_overrides(tiny_data),
         *(() if option.startswith("trainer") else ("trainer=smoke",)),
-        *(() if option.startswith("model") else SHORT[:2]),
+        *(() if option.startswith(("model", "experiment")) else SHORT[:2]),
+        "data.batch_size=32",
         "trainer.max_epochs=1",
         option,
         f"hydra.run.dir={tmp_path}/run",
