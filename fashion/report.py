@@ -68,7 +68,7 @@ def page(
     images: UInt8[np.ndarray, "n 28 28"],
     indices: Int[np.ndarray, " n"],
     examples: UInt8[np.ndarray, "10 28 28"],
-    temperature: float,
+    temperature: float | None,
 ) -> str:
     """The report of one run on one split, of at least one picture.
 
@@ -83,12 +83,13 @@ def page(
         images: the pictures, light on black as the dataset has them.
         indices: the pictures' positions in the split's official file, from 0.
         examples: a picture of each class, in order.
-        temperature: fitted on the validation split.
+        temperature: fitted on the validation split; None where none was.
     """
     answers = Answers(split, labels, probabilities, images, indices)
-    calibrated = replace(
-        answers, probabilities=metrics.apply_temperature(probabilities, temperature)
-    )
+    calibrated = None
+    if temperature is not None:
+        scaled = metrics.apply_temperature(probabilities, temperature)
+        calibrated = replace(answers, probabilities=scaled)
     drawing = _Drawing()
     sections = (
         ("run", "The run", _run(run_metrics, configuration)),
@@ -562,44 +563,52 @@ number is a picture's {_place(answers.split)}.</p>
 
 
 def _calibration(
-    answers: Answers, calibrated: Answers, temperature: float, drawing: "_Drawing"
+    answers: Answers, calibrated: Answers | None, temperature: float | None, drawing: "_Drawing"
 ) -> str:
-    before, after = (
+    given = {"As the model answers": answers}
+    if calibrated is None:
+        after = ". No temperature is fitted: that takes a validation split"
+    else:
+        given[f"At temperature {temperature:.3g}"] = calibrated
+        same = (
+            ", these same pictures, which flatters it a little"
+            if answers.split == "validation"
+            else ""
+        )
+        after = f""", and
+<b>{_per_cent(calibrated.scores["ece"])}</b> after the logits are divided by a temperature of
+{temperature:.3g}. That was fitted on the validation split{same}; it changes no answer, only how
+sure the model says it is"""
+    charts = "\n".join(
         drawing(
             figures.reliability_diagram(
-                metrics.reliability(given.labels, given.probabilities), title
+                metrics.reliability(shown.labels, shown.probabilities), title
             ),
             f"{title}: how often answers of each confidence were right.",
         )
-        for given, title in (
-            (answers, "As the model answers"),
-            (calibrated, f"At temperature {temperature:.3g}"),
-        )
-    )
-    raw_error, error = (_per_cent(given.scores["ece"]) for given in (answers, calibrated))
-    same = (
-        ", these same pictures, which flatters it a little" if answers.split == "validation" else ""
+        for title, shown in given.items()
     )
     return f"""<p>Of the answers given with a confidence of 80{THIN}%, 80{THIN}% should be right.
-The expected calibration error, the mean distance from that, is <b>{raw_error}</b>, and
-<b>{error}</b> after the logits are divided by a temperature of {temperature:.3g}. That was fitted
-on the validation split{same}; it changes no answer, only how sure the model says it is.</p>
+The expected calibration error, the mean distance from that, is
+<b>{_per_cent(answers.scores["ece"])}</b>{after}.</p>
 <div class="figures">
-{before}
-{after}
+{charts}
 </div>
 <p class="note">Points below the diagonal: surer than right. Lines are 95{THIN}% intervals; the bars
 at the foot show how many answers have which confidence.</p>"""
 
 
-def _conclusions(answers: Answers, calibrated: Answers) -> str:
+def _conclusions(answers: Answers, calibrated: Answers | None) -> str:
     confidence = float(answers.probabilities.max(axis=1).mean())
-    before, after = (_per_cent(given.scores["ece"]) for given in (answers, calibrated))
+    error = _per_cent(answers.scores["ece"])
     said = [
         *conclusions(answers),
-        (
-            f"Its mean confidence is {_per_cent(confidence)}; temperature scaling takes the "
-            f"expected calibration error from {before} to {after}."
+        f"Its mean confidence is {_per_cent(confidence)}; "
+        + (
+            f"the expected calibration error is {error}."
+            if calibrated is None
+            else "temperature scaling takes the expected calibration error "
+            f"from {error} to {_per_cent(calibrated.scores['ece'])}."
         ),
     ]
     return (
