@@ -1,5 +1,9 @@
 """The LightningModule: one network, cross-entropy, accuracy, an optimizer and its schedule."""
 
+import pickle
+from pathlib import Path
+from typing import Any
+
 import lightning.pytorch as pl
 import torch
 from hydra.utils import instantiate
@@ -8,9 +12,10 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from fashion import UserError
+from fashion import DivergenceError, UserError
 from fashion.data import CLASSES, EVAL_BATCH_SIZE, Batch, Pictures, normalise
 from fashion.optimizers import OptimizerFactory
 from fashion.run import Predictions, Run
@@ -31,6 +36,8 @@ class Classifier(pl.LightningModule):
         self.optimizer_factory = optimizer
         self.train_accuracy = MulticlassAccuracy(len(CLASSES), average="micro", validate_args=False)
         self.val_accuracy = MulticlassAccuracy(len(CLASSES), average="micro", validate_args=False)
+        # Not "disable", with which torchmetrics 1.9 ignores the weights.
+        self.train_loss, self.val_loss = MeanMetric("ignore"), MeanMetric("ignore")
         self._answers: dict[str, list[tuple[Tensor, Tensor]]] = {"train": [], "val": []}
 
     def forward(self, images: Num[Tensor, "batch *image"]) -> Float[Tensor, "batch 10"]:
@@ -43,36 +50,64 @@ class Classifier(pl.LightningModule):
         logits: Tensor = self.network(normalise(images) if images.dtype == torch.uint8 else images)
         return logits
 
-    def _shared_step(self, split: str, batch: Batch) -> Float[Tensor, ""]:
+    def _shared_step(self, split: str, batch: Batch) -> tuple[Tensor, Tensor]:
         images, labels = batch
         logits = self(images)
         # Metrics wait for the epoch's end: an update or a `self.log` a step costs more than
         # a small network's forward pass.
         self._answers[split].append((logits.detach(), labels))
-        return functional.cross_entropy(logits, labels)
+        return logits, labels
 
-    def training_step(self, batch: Batch) -> Float[Tensor, ""]:
-        return self._shared_step("train", batch)
+    def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
+        logits, labels = self._shared_step("train", batch)
+        if self._trainer is not None and self.trainer.world_size > 1:
+            # The processes' gradients are averaged as if their shares of the batch were equal.
+            share = self.trainer.strategy.reduce(logits.new_tensor(len(labels)), reduce_op="mean")
+            loss = functional.cross_entropy(logits, labels, reduction="sum") / share
+        else:
+            loss = functional.cross_entropy(logits, labels)
+        if not loss.isfinite():
+            self._refuse_to_go_on(f"The loss became {loss.item()} in step {batch_idx + 1}")
+        return loss
 
     def validation_step(self, batch: Batch) -> None:
         self._shared_step("val", batch)
 
-    def _log_epoch(self, split: str, accuracy: MulticlassAccuracy) -> None:
+    def _log_epoch(self, split: str, accuracy: MulticlassAccuracy, loss: MeanMetric) -> None:
         logits, labels = map(torch.cat, zip(*self._answers[split], strict=True))
         self._answers[split].clear()
-        accuracy.update(logits, labels)
-        loss = functional.cross_entropy(logits, labels)
-        self.log(f"{split}/loss", loss, sync_dist=True)
-        self.log(f"{split}/acc", accuracy, prog_bar=True)
+        if len(labels):
+            accuracy.update(logits, labels)
+            loss.update(functional.cross_entropy(logits, labels), len(labels))
+        values = {f"{split}/loss": loss.compute(), f"{split}/acc": accuracy.compute()}
+        if not (mean := values[f"{split}/loss"]).isfinite():
+            self._refuse_to_go_on(f"{split}/loss became {mean.item()} at the end")
+        accuracy.reset()
+        loss.reset()
+        self.log(
+            f"{split}/acc", values[f"{split}/acc"], prog_bar=True, logger=False, sync_dist=True
+        )
+        # Not by `self.log`, which hands it on after the epoch's checkpoint has been saved.
+        for logger in self.loggers:
+            logger.log_metrics(values, step=self.global_step)  # type: ignore[arg-type]
 
     def on_train_epoch_start(self) -> None:
         self._answers["train"].clear()  # of an epoch that was interrupted
 
     def on_train_epoch_end(self) -> None:
-        self._log_epoch("train", self.train_accuracy)
+        if not all(weight.isfinite().all() for weight in self.parameters()):
+            self._refuse_to_go_on("A weight became infinite or not a number at the end")
+        self._log_epoch("train", self.train_accuracy, self.train_loss)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_epoch("val", self.val_accuracy)
+        self._log_epoch("val", self.val_accuracy, self.val_loss)
+
+    def _refuse_to_go_on(self, what: str) -> None:
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        raise DivergenceError(
+            f"{what} of epoch {self.current_epoch + 1}, at the learning rate {rate:g}. Try a lower "
+            "optimizer.lr, or let it rise slowly with optimizer.warmup=0.1."
+        )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         assert self.optimizer_factory is not None  # noqa: S101 - only a fit asks
@@ -100,15 +135,35 @@ def load_classifier(run: Run) -> Classifier:
     """
     classifier = build_classifier(run)
     path = run.reported_checkpoint
+    weights = read_checkpoint(path)["state_dict"]
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         classifier.load_state_dict(weights)
-    except FileNotFoundError as error:
-        raise UserError(f"{run.folder} has no {path.relative_to(run.folder)}.") from error
-    except Exception as error:  # torch.load raises nearly anything on a broken or hostile file
-        reason = str(error) or type(error).__name__
-        raise UserError(f"{path} cannot be read as this run's weights: {reason}") from error
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} does not hold this run's weights: {error}") from error
     return classifier.eval()
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content: tensors and plain values, so that reading it executes nothing.
+
+    Raises:
+        UserError: it is missing, broken or no checkpoint.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        parts = [content[key] for key in ("state_dict", "epoch", "global_step")]
+    except FileNotFoundError as error:
+        raise UserError(f"There is no {path}.") from error
+    except Exception as error:  # torch.load raises nearly anything on a broken or hostile file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(
+            error, pickle.UnpicklingError
+        ):  # torch's advice would be to run what is in it
+            reason = "it is damaged, or holds more than numbers, which could run code"
+        raise UserError(f"{path} cannot be read as a checkpoint: {reason}.") from error
+    if [type(part) for part in parts[1:]] != [int, int]:
+        raise UserError(f"{path} is no checkpoint of a run.")
+    return content  # type: ignore[no-any-return]
 
 
 @torch.inference_mode()

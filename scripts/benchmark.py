@@ -36,7 +36,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Subset
 from torchmetrics.classification import MulticlassAccuracy
 
-from fashion.callbacks import EpochSeed, Stopwatch
+from fashion.callbacks import Checkpoints, EpochSeed, Stopwatch
 from fashion.classifier import Classifier
 from fashion.run import Run, provenance
 from fashion.train import CONF
@@ -113,8 +113,9 @@ def ours(pool: int, steps: int) -> float:
             EpochSeed(config.seed),
             stopwatch,
             instantiate(config.callbacks.early_stopping),
+            Checkpoints(run := Run(Path(folder)), validates=True),
         ]
-        trainer = instantiate(config.trainer, Run(Path(folder)), callbacks, True)  # noqa: FBT003
+        trainer = instantiate(config.trainer, run, callbacks, 0, True)  # noqa: FBT003
         trainer.fit(classifier, datamodule=data)
     assert stopwatch.images_per_second is not None  # noqa: S101
     return stopwatch.images_per_second
