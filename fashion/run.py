@@ -49,7 +49,7 @@ BROKEN_ARRAYS = (
 )
 
 
-class Busy(UserError):
+class BusyError(UserError):
     """Another process writes the run folder."""
 
 
@@ -237,7 +237,7 @@ class Run:
                 # The system lets go of it when the process ends, however it ends.
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise Busy(f"Another process is writing the run {self.folder}.") from error
+                raise BusyError(f"Another process is writing the run {self.folder}.") from error
             if self.finished and not extend:
                 raise UserError(f"{self.folder} holds a finished run already.")
             if self._config_file.is_file():

@@ -5,6 +5,7 @@ number. Here the two count once: a trial's `origin` is the number of its first a
 its run folder, and its `position` is its place among the configurations that were drawn.
 """
 
+import contextlib
 import math
 import re
 import sqlite3
@@ -20,6 +21,7 @@ import numpy as np
 import optuna
 import sqlalchemy
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
@@ -28,9 +30,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from fashion import UserError
 
-REASON, INTERRUPTED = "reason", "interrupted"  # attributes of a trial
+REASON, INTERRUPTED, BEGAN = "reason", "interrupted", "began"  # attributes of a trial
 SURPLUS = "beyond the total"  # drawn at the moment when another worker drew the last
 KILLED = "killed"  # what failed and says no reason
+SILENCE = 6  # heartbeats that are missing when a trial counts as killed
 RETRIES = 3  # of a trial that is killed; what the user interrupts goes on without end
 DOOMED = 10  # failures, from the first on and for one reason, after which none is tried any more
 
@@ -124,7 +127,7 @@ def _connect(storage: str, heartbeat: int) -> RDBStorage:
         if file
         else {"pool_pre_ping": True},
         heartbeat_interval=heartbeat,
-        grace_period=6 * heartbeat,
+        grace_period=SILENCE * heartbeat,
         heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(
             max_retry=RETRIES, inherit_intermediate_values=True
         ),
@@ -331,8 +334,10 @@ def run_trials(
     study: Study,
     objective: Callable[[Trial, int], float],
     limits: Limits,
+    *,
     deadline: float | None,
     first: int,
+    silence: int,
 ) -> None:
     """Run trials, one after the other, until the search is over.
 
@@ -344,8 +349,10 @@ def run_trials(
         limits: of the search.
         deadline: as `time.time` counts.
         first: how many trials were there when the command was given: earlier failures are past.
+        silence: seconds after which a trial that gives no sign of life counts as killed.
     """
     guarded = _guarded(study, objective, limits)
+    newborn: dict[int, float] = {}
     while True:
         trials = study.get_trials(deepcopy=False)
         if doom(distinct(trials[first:])):
@@ -364,6 +371,13 @@ def run_trials(
         elif running:
             # The last ones may have been killed, and then be tried again.
             optuna.storages.fail_stale_trials(study)
+            for trial in trials:
+                if trial.state == TrialState.RUNNING and BEGAN not in trial.user_attrs:
+                    since = newborn.setdefault(trial.number, time.monotonic())
+                    if time.monotonic() - since > silence:
+                        # Killed before its first heartbeat, which Optuna would wait for forever.
+                        with contextlib.suppress(ValueError, UpdateFinishedTrialError):
+                            put_back(study, trial.number)
             time.sleep(0.5)
         else:
             return
@@ -377,6 +391,7 @@ def _guarded(
     def guarded(trial: Trial) -> float:
         trials = study.get_trials(deepcopy=False)
         (this,) = (other for other in trials if other.number == trial.number)
+        trial.set_user_attr(BEGAN, True)  # noqa: FBT003
         if position(this, trials) >= limits.trials:
             trial.set_user_attr(REASON, SURPLUS)
             raise RuntimeError(SURPLUS)
@@ -392,17 +407,17 @@ def _guarded(
                 traceback.print_exc()
             raise
         except BaseException:
-            put_back(study, trial)
+            trial.set_user_attr(INTERRUPTED, True)  # noqa: FBT003
+            put_back(study, trial.number)
             raise
         return value
 
     return guarded
 
 
-def put_back(study: Study, trial: Trial) -> None:
-    """End an attempt that was interrupted, and leave the trial waiting for the next."""
-    trial.set_user_attr(INTERRUPTED, True)  # noqa: FBT003
-    attempt = study.tell(trial, state=TrialState.FAIL)
+def put_back(study: Study, number: int) -> None:
+    """End an attempt that will not go on, and leave the trial waiting for the next."""
+    attempt = study.tell(number, state=TrialState.FAIL)
     attempt.user_attrs = {}
     RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)(study, attempt)
 

@@ -36,7 +36,7 @@ from omegaconf import DictConfig, OmegaConf
 from fashion import UserError, schema
 from fashion.command import Interrupted, clear_errors, message, mistake
 from fashion.compare import Table, compare, render_markdown
-from fashion.run import PLACES, Busy, Run, provenance, replacing
+from fashion.run import PLACES, BusyError, Run, provenance, replacing
 from fashion.search import PARENT, Candidate, Search, plain
 from fashion.space import Space
 from fashion.train import CONF, SETTINGS, check, train
@@ -94,14 +94,15 @@ def checked(config: DictConfig) -> Search:
 
 def work(search: Search) -> None:
     """Run trials until the search is over, then what is left of the verdict."""
-    from fashion.study import doom, run_trials
+    from fashion.study import SILENCE, doom, run_trials
 
     run_trials(
         search.study,
         lambda trial, number: _trial(search, trial, number),
         search.limits(),
-        search.deadline,
-        search.first,
+        deadline=search.deadline,
+        first=search.first,
+        silence=SILENCE * search.config.heartbeat,
     )
     if not doom(search.drawn(search.first)):
         _confirm(search)
@@ -141,14 +142,14 @@ def _run(config: DictConfig, run: Run, *callbacks: Any, wait: bool = True) -> fl
     """Train `run`, or what is left of it.
 
     Raises:
-        Busy: another process writes it, and we do not wait.
+        BusyError: another process writes it, and we do not wait.
     """
     try:
         while not run.finished:
             try:
                 with run.claim(config):
                     train(config, run, report=False, callbacks=callbacks)
-            except Busy:
+            except BusyError:
                 # A worker that was taken for dead, as after a laptop's sleep: it will end.
                 if not wait:
                     raise
@@ -182,7 +183,7 @@ def _confirm(search: Search) -> None:
         for key, (run, config) in list(left.items()):
             try:
                 _run(config, run, wait=False)  # type: ignore[arg-type]
-            except Busy:
+            except BusyError:
                 busy += 1
             except Exception as error:  # noqa: BLE001 - one failing run must not cost the others
                 search.study.set_user_attr(f"failed {run.folder.name}", describe(error))

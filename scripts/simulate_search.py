@@ -97,9 +97,9 @@ def cost(url: str) -> dict[str, float]:
     result = {}
     for count in COUNTS:
         early = count - max(count // 10, 5)
-        run_trials(study, objective(found, 0), Limits(early), None, 0)
+        run_trials(study, objective(found, 0), Limits(early), deadline=None, first=0, silence=60)
         began = time.perf_counter()
-        run_trials(study, objective(found, 0), Limits(count), None, 0)
+        run_trials(study, objective(found, 0), Limits(count), deadline=None, first=0, silence=60)
         result[str(count)] = (time.perf_counter() - began) / (count - early)
     return result
 
@@ -195,7 +195,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.kind == "worker":
         study, found = opened(arguments.url, heartbeat=5)
-        run_trials(study, objective(found, arguments.pause), Limits(arguments.trials), None, 0)
+        run_trials(
+            study,
+            objective(found, arguments.pause),
+            Limits(arguments.trials),
+            deadline=None,
+            first=0,
+            silence=30,
+        )
         return
     found_ = (
         costs()
