@@ -13,6 +13,7 @@ from fashion.compare import Table
 from fashion.report import Drawing, frame
 from fashion.study import origin, reason
 
+LEAST = 20  # trials to tell importances from: of fewer the best tenth is but one
 STATES = {
     TrialState.COMPLETE: "trained to the end",
     TrialState.PRUNED: "pruned",
@@ -102,12 +103,10 @@ def _history(measured: Sequence[FrozenTrial], drawing: Drawing) -> str:
 
 
 def _importance(study: Study, drawing: Drawing) -> str:
-    try:
-        shares = optuna.importance.get_param_importances(study)
-    except (ValueError, RuntimeError):
-        shares = {}
-    if len(shares) < 2:  # noqa: PLR2004
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(done) < LEAST or len({trial.value for trial in done}) == 1:
         return "<p>Too few trials were trained to the end to tell what matters.</p>"
+    shares = optuna.importance.get_param_importances(study)
     return (
         "<p>Which parameters set the best trials apart (PED-ANOVA, Watanabe et al. 2023); it says "
         "nothing of values that no trial had.</p>\n"

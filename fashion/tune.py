@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -370,11 +371,8 @@ def _record(
 
 
 def _write(path: Path, text: str) -> None:
-    try:
-        with replacing(path) as file:
-            file.write(text.encode())
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def _write_recipe(search: Search, trials: list["FrozenTrial"], found: Verdict) -> str:
@@ -382,26 +380,27 @@ def _write_recipe(search: Search, trials: list["FrozenTrial"], found: Verdict) -
     recipe = f"{search.name}.yaml"
     text = _recipe(search, trials, found)
     wanted = RECIPES / recipe
-    if wanted.exists() and WRITTEN not in wanted.read_text(encoding="utf-8"):
-        obstacle = "is there already, and no search has written it"
+    try:
+        if wanted.exists() and WRITTEN not in wanted.read_text(encoding="utf-8"):
+            raise UserError(f"{wanted} is there already, and no search has written it.")  # noqa: TRY301
+        _write(wanted, text)
+    except UserError as error:
+        obstacle = error
     else:
-        try:
-            with replacing(wanted) as file:
-                file.write(text.encode())
-        except OSError as error:
-            obstacle = f"cannot be written ({error.strerror or error})"
-        else:
-            return f"Train it with: python -m fashion.train experiment={search.name}"
+        return f"Train it with: python -m fashion.train experiment={search.name}"
     _write(search.folder / recipe, text)
     return (
-        f"{wanted} {obstacle}, so that the recipe lies in {search.folder / recipe}. Copied into a "
-        f"folder conf/experiment as NAME.yaml, it is trained by experiment=NAME."
+        f"{obstacle} So the recipe lies in {search.folder / recipe}; where it stands in "
+        "conf/experiment as NAME.yaml, experiment=NAME trains it."
     )
 
 
 def _recipe(search: Search, trials: list["FrozenTrial"], found: Verdict) -> str:
     """A file for conf/experiment/: what the winner says otherwise than train.yaml."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    there = GlobalHydra.instance().is_initialized()  # not where a launcher has started us
+    with (
+        contextlib.nullcontext() if there else initialize_config_dir(str(CONF), version_base="1.3")
+    ):
         usual = compose("train", return_hydra_config=True).hydra.runtime.choices
         choices = {
             group: choice
@@ -409,10 +408,8 @@ def _recipe(search: Search, trials: list["FrozenTrial"], found: Verdict) -> str:
             if group in usual and "/" not in group and group != "experiment"
             if choice != usual[group]
         }
-        plain = compose("train", [f"{group}={choice}" for group, choice in choices.items()])
-    other = _difference(
-        OmegaConf.to_container(found.winner.config), OmegaConf.to_container(plain, resolve=True)
-    )
+        as_it_is = compose("train", [f"{group}={choice}" for group, choice in choices.items()])
+    other = _difference(plain(found.winner.config), OmegaConf.to_container(as_it_is, resolve=True))
     body: dict[str, Any] = {
         "defaults": [{f"override /{group}": choice} for group, choice in choices.items()],
         "name": search.name,
@@ -435,14 +432,14 @@ def _recipe(search: Search, trials: list["FrozenTrial"], found: Verdict) -> str:
     return f"{header}\n{OmegaConf.to_yaml(OmegaConf.create(body))}"
 
 
-def _difference(wanted: Any, plain: Any) -> Any:
-    """What must be merged into `plain` to give `wanted`."""
+def _difference(wanted: Any, given: Any) -> Any:
+    """What must be merged into `given` to make it `wanted`."""
     return {
-        key: _difference(value, plain[key])
-        if isinstance(value, dict) and isinstance(plain.get(key), dict)
+        key: _difference(value, given[key])
+        if isinstance(value, dict) and isinstance(given.get(key), dict)
         else value
         for key, value in wanted.items()
-        if key not in plain or plain[key] != value
+        if key not in given or given[key] != value
     }
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 
@@ -29,15 +29,16 @@ def supervise(search: Search) -> None:
         UserError: workers die before they have done anything.
     """
     workers = [_Worker(search, number) for number in range(search.config.workers)]
+    display = _Display(search)
     try:
-        with _Display(search) as display:
-            while running := [worker for worker in workers if not worker.finished]:
-                done = display.update()
-                for worker in running:
-                    worker.revive(done)
-                time.sleep(0.5)
-            display.update()
+        while running := [worker for worker in workers if not worker.finished]:
+            done = display.update()
+            for worker in running:
+                worker.revive(done)
+            time.sleep(0.5)
+        display.update()
     finally:
+        display.close()
         for worker in workers:
             worker.terminate()
         for worker in workers:
@@ -121,7 +122,7 @@ def end_with_parent() -> None:
     """Take the end of our standard input, which the parent holds, for SIGTERM."""
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        os.read(0, 1)  # not by sys.stdin, whose lock would be missing at the interpreter's end
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -148,13 +149,11 @@ class _Display:
         )
         self.verdict: dict[str, Run] | None = None  # runs by what they are called
 
-    def __enter__(self) -> Self:
         if self.before:
             self._print(f"{self.before} trials were done before.")
         self.bars.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self.bars.stop()
 
     def _finished(self) -> list["FrozenTrial"]:

@@ -288,7 +288,9 @@ def test_when_all_fail_it_says_so(
 
     monkeypatch.setattr(tune, "train", failing)
     done = search("a", "trials=50")
-    refused(done, "all for one reason", "no space left on device")
+    assert done.status == 1
+    assert "error: The search has stopped" in done.err
+    assert "all for one reason.\n  OSError: no space left on device\n" in done.err
     assert len(trials_of(tmp_path / "a")) == 10
 
 
@@ -392,7 +394,7 @@ def test_an_answer_at_once(argument: str, tmp_path: Path) -> None:
     assert ("dropout" in done.stdout) == ("=" not in argument)
 
 
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def until(condition: Callable[[], bool], seconds: float = 300) -> None:
     end = time.time() + seconds
     while not condition():
         assert time.time() < end
@@ -433,7 +435,7 @@ def test_workers_of_their_own_one_of_which_is_killed(tiny_data: Path, tmp_path: 
         parent.wait()
         until(lambda: not any(Path(f"/proc/{worker}/cmdline").exists() for worker in workers))
         parent = start()
-        out, _ = parent.communicate(timeout=90)
+        out, _ = parent.communicate(timeout=300)
         assert parent.returncode == 0, out
         assert "6 trials in" in out
     finally:
