@@ -337,7 +337,7 @@ def search_slice(
 ) -> Figure:
     """Accuracy, 0..1, against one parameter's value, of the trials that had it."""
     figure, axes = _chart(3.4, 2.6, name)
-    axes.title.set_size(9)
+    axes.title.set_fontsize(9)
     y, ended = np.array(accuracies, dtype=float), np.array(whole, dtype=bool)
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         x = np.array(values, dtype=float)

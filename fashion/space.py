@@ -57,7 +57,7 @@ class Parameter:
             return any(_same(value, choice) for choice in self.values)
         number = int if self.kind == "int" else (int, float)
         low, high = self.values
-        return isinstance(value, number) and not isinstance(value, bool) and low <= value <= high  # type: ignore[operator, arg-type]
+        return isinstance(value, number) and not isinstance(value, bool) and low <= value <= high
 
     def active(self, values: Mapping[str, Value]) -> bool:
         return all(
@@ -200,8 +200,8 @@ def _check_key(key: str, config: DictConfig) -> None:
 
 
 def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    for name in node:
-        child = OmegaConf.select(node, str(name))
+    for name in map(str, node):
+        child = OmegaConf.select(node, name)
         if isinstance(child, DictConfig):
             yield from _keys(child, f"{prefix}{name}.")
         else:
@@ -218,7 +218,7 @@ def _parameters(key: str, entry: object, own: object) -> list[Parameter]:
         raise UserError(f"{', '.join(unknown)} means nothing here; log, length and when do.")
     if isinstance(own, ListConfig) != ("length" in entry):
         raise UserError(
-            f"its value, {own}, is a list: say how long with length: [least, most]."
+            f"its value, {own!s}, is a list: say how long with length: [least, most]."
             if isinstance(own, ListConfig)
             else f"its value, {_word(own)}, is no list, so that it has no length."
         )
@@ -247,11 +247,11 @@ def _parameters(key: str, entry: object, own: object) -> list[Parameter]:
     return [Parameter(f"{key}.length", "int", (least, most), conditions=conditions), *elements]
 
 
-def _choices(given: object) -> tuple[Value, ...]:
+def _choices(given: object) -> tuple[Any, ...]:
     if not isinstance(given, list) or not all(
         value is None or isinstance(value, bool | int | float | str) for value in given
     ):
-        raise UserError(f"choices: {given}: a list of numbers, words, true, false or null.")
+        raise UserError(f"choices: {given!s}: a list of numbers, words, true, false or null.")
     distinct: list[Value] = []
     for value in given:
         if not any(_same(value, other) for other in distinct):
@@ -271,7 +271,7 @@ def _range(kind: str, given: object, word: str | None = None) -> tuple[Any, Any]
         or not all(math.isfinite(end) for end in given)
     ):
         what = "whole numbers" if kind == "int" else "numbers"
-        raise UserError(f"{word}: {given}: it takes two {what}, [low, high].")
+        raise UserError(f"{word}: {given!s}: it takes two {what}, [low, high].")
     low, high = (float(end) for end in given) if kind == "float" else given
     if low >= high:
         raise UserError(f"{word}: {_listed(given)}: the range is empty, low must be below high.")
@@ -280,7 +280,7 @@ def _range(kind: str, given: object, word: str | None = None) -> tuple[Any, Any]
 
 def _when(given: object) -> dict[str, tuple[Value, ...]]:
     if not isinstance(given, dict):
-        raise UserError(f"when: {given}: it maps a key of this space to one value or a list.")
+        raise UserError(f"when: {given!s}: it maps a key of this space to one value or a list.")
     return {
         key: tuple(allowed) if isinstance(allowed, list) else (allowed,)
         for key, allowed in given.items()
@@ -333,7 +333,7 @@ def _all_conditions(
 
 
 def _in_order(parameters: list[Parameter]) -> Iterator[Parameter]:
-    waiting, placed = list(parameters), set()
+    waiting, placed = list(parameters), set[str]()
     while waiting:
         parameter = next(each for each in waiting if placed >= each.conditions.keys())
         waiting.remove(parameter)

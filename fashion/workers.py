@@ -115,7 +115,7 @@ def _cores() -> int:
     """That this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
-    return os.cpucount() or 1
+    return os.cpu_count() or 1
 
 
 def end_with_parent() -> None:

@@ -41,7 +41,6 @@ def server(connections: int = 100) -> Iterator[str]:
         account = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
         if account:
             os.chown(scratch, account.pw_uid, account.pw_gid)
-        user = {"user": account.pw_uid, "group": account.pw_gid} if account else {}
         data = Path(scratch) / "data"
 
         def run(*command: str | Path) -> None:
@@ -52,7 +51,8 @@ def server(connections: int = 100) -> Iterator[str]:
                 stderr=subprocess.PIPE,
                 text=True,
                 cwd=scratch,
-                **user,
+                user=account and account.pw_uid,
+                group=account and account.pw_gid,
             )
             if done.returncode:
                 raise OSError(f"{command[0]}: {done.stderr.strip()}")
