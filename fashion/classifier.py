@@ -8,10 +8,12 @@ import lightning.pytorch as pl
 import torch
 from hydra.utils import instantiate
 from jaxtyping import Float, Int, Num
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -19,6 +21,9 @@ from fashion import DivergenceError, UserError
 from fashion.data import CLASSES, EVAL_BATCH_SIZE, Batch, Pictures, normalise
 from fashion.optimizers import OptimizerFactory
 from fashion.run import Predictions, Run
+from fashion.schema import Share
+
+LOG_RATE_EVERY = 10  # training_steps
 
 
 class Classifier(pl.LightningModule):
@@ -26,14 +31,23 @@ class Classifier(pl.LightningModule):
 
     Args:
         network: normalised pictures (batch, 1, 28, 28) -> logits (batch, 10).
-        optimizer: from the network and the number of steps; None where nothing is trained.
+        optimizer: makes one, and its schedule, for the network; None where nothing is trained.
+        label_smoothing: share of each training label that is spread evenly over the classes.
     """
 
-    def __init__(self, network: nn.Module, optimizer: OptimizerFactory | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: OptimizerFactory | None = None,
+        *,
+        label_smoothing: Share = 0.0,
+    ) -> None:
         super().__init__()
+        self.automatic_optimization = False  # see training_step
         # Convolutions and pooling run up to twice as fast on the CPU with the channels innermost.
         self.network = network.to(memory_format=torch.channels_last)
         self.optimizer_factory = optimizer
+        self.label_smoothing = label_smoothing
         self.train_accuracy = MulticlassAccuracy(len(CLASSES), average="micro", validate_args=False)
         self.val_accuracy = MulticlassAccuracy(len(CLASSES), average="micro", validate_args=False)
         # Not "disable", with which torchmetrics 1.9 ignores the weights.
@@ -50,28 +64,56 @@ class Classifier(pl.LightningModule):
         logits: Tensor = self.network(normalise(images) if images.dtype == torch.uint8 else images)
         return logits
 
-    def _shared_step(self, split: str, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _answer(self, split: str, batch: Batch) -> Float[Tensor, "batch 10"]:
         images, labels = batch
-        logits = self(images)
+        logits: Tensor = self(images)
         # Metrics wait for the epoch's end: an update or a `self.log` a step costs more than
         # a small network's forward pass.
         self._answers[split].append((logits.detach(), labels))
-        return logits, labels
+        return logits
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
-        logits, labels = self._shared_step("train", batch)
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """Mean cross-entropy of a batch, or this process's part of it.
+
+        Raises:
+            DivergenceError: it is infinite or not a number.
+        """
+        _, labels = batch
+        logits = self._answer("train", batch)
+        smoothing = self.label_smoothing
         if self._trainer is not None and self.trainer.world_size > 1:
             # The processes' gradients are averaged as if their shares of the batch were equal.
             share = self.trainer.strategy.reduce(logits.new_tensor(len(labels)), reduce_op="mean")
-            loss = functional.cross_entropy(logits, labels, reduction="sum") / share
+            total = functional.cross_entropy(
+                logits, labels, reduction="sum", label_smoothing=smoothing
+            )
+            loss = total / share
         else:
-            loss = functional.cross_entropy(logits, labels)
+            loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
         if not loss.isfinite():
-            self._refuse_to_go_on(f"The loss became {loss.item()} in step {batch_idx + 1}")
+            self._refuse_to_go_on(f"The loss became {loss.item()}")
         return loss
 
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """An optimizer step for each of the batches that came together.
+
+        Lightning's own work around each call takes longer than a small network's step, so that one
+        call takes several (data.PICTURES_AT_ONCE).
+        """
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        assert isinstance(optimizer, LightningOptimizer)  # noqa: S101 - there is one of each
+        assert isinstance(scheduler, LRScheduler)  # noqa: S101
+        if batch_idx % LOG_RATE_EVERY == 0:
+            self._log({"lr": scheduler.get_last_lr()[0]}, self.global_step + 1)
+        size = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        for part in zip(*(tensor.split(size) for tensor in batch), strict=True):
+            self.manual_backward(self.loss(part))
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+
     def validation_step(self, batch: Batch) -> None:
-        self._shared_step("val", batch)
+        self._answer("val", batch)
 
     def _log_epoch(self, split: str, accuracy: MulticlassAccuracy, loss: MeanMetric) -> None:
         logits, labels = map(torch.cat, zip(*self._answers[split], strict=True))
@@ -81,22 +123,25 @@ class Classifier(pl.LightningModule):
             loss.update(functional.cross_entropy(logits, labels), len(labels))
         values = {f"{split}/loss": loss.compute(), f"{split}/acc": accuracy.compute()}
         if not (mean := values[f"{split}/loss"]).isfinite():
-            self._refuse_to_go_on(f"{split}/loss became {mean.item()} at the end")
+            self._refuse_to_go_on(f"{split}/loss became {mean.item()}")
         accuracy.reset()
         loss.reset()
         self.log(
             f"{split}/acc", values[f"{split}/acc"], prog_bar=True, logger=False, sync_dist=True
         )
+        self._log(values, self.global_step)
+
+    def _log(self, values: dict[str, Any], step: int) -> None:
         # Not by `self.log`, which hands it on after the epoch's checkpoint has been saved.
         for logger in self.loggers:
-            logger.log_metrics(values, step=self.global_step)  # type: ignore[arg-type]
+            logger.log_metrics(values, step)
 
     def on_train_epoch_start(self) -> None:
         self._answers["train"].clear()  # of an epoch that was interrupted
 
     def on_train_epoch_end(self) -> None:
         if not all(weight.isfinite().all() for weight in self.parameters()):
-            self._refuse_to_go_on("A weight became infinite or not a number at the end")
+            self._refuse_to_go_on("A weight became infinite or not a number")
         self._log_epoch("train", self.train_accuracy, self.train_loss)
 
     def on_validation_epoch_end(self) -> None:
@@ -105,13 +150,14 @@ class Classifier(pl.LightningModule):
     def _refuse_to_go_on(self, what: str) -> None:
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         raise DivergenceError(
-            f"{what} of epoch {self.current_epoch + 1}, at the learning rate {rate:g}. Try a lower "
-            "optimizer.lr, or let it rise slowly with optimizer.warmup=0.1."
+            f"{what} in epoch {self.current_epoch + 1}, step {self.global_step + 1} of the run, at "
+            f"the learning rate {rate:g}. Try a lower optimizer.lr, or let it rise slowly with "
+            "optimizer.warmup=0.1."
         )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         assert self.optimizer_factory is not None  # noqa: S101 - only a fit asks
-        return self.optimizer_factory(self.network, int(self.trainer.estimated_stepping_batches))
+        return self.optimizer_factory(self.network)
 
 
 def build_classifier(run: Run) -> Classifier:

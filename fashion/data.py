@@ -1,7 +1,7 @@
-"""Fashion-MNIST as a LightningDataModule: verified, split, batched and normalised."""
+"""Fashion-MNIST as a LightningDataModule: verified, split, batched, augmented and normalised."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ CLASSES = (
 MEAN, STD = 0.2860, 0.3530
 # Without gradients a step is cheap, so its overhead shows: larger batches, of bounded memory.
 EVAL_BATCH_SIZE = 250
+# Small training batches come several at once: to fetch, augment and normalise them, and to call
+# Lightning's training loop, costs nearly as much for one as for all.
+PICTURES_AT_ONCE = 256
 
 Batch = tuple[Tensor, Tensor]
 
@@ -108,6 +111,7 @@ class FashionMNIST(pl.LightningDataModule):
 
     Args:
         seed: of the batches' order.
+        augmentation: of raw training pictures (batch, 28, 28) in an epoch, from 0; None for none.
         root: data folder; the four files lie in ROOT/FashionMNIST/raw, and are brought if missing.
         batch_size: training pictures a step, shared by all processes.
         val_size: pictures held out for validation, stratified by class; 0 trains on all.
@@ -122,6 +126,7 @@ class FashionMNIST(pl.LightningDataModule):
     def __init__(
         self,
         seed: int,
+        augmentation: Callable[[Tensor, int], Tensor] | None = None,
         *,
         root: str,
         batch_size: PositiveInt,
@@ -131,11 +136,17 @@ class FashionMNIST(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.seed = seed
+        self.augmentation = augmentation
         self.root = Path(root)
         self.batch_size = batch_size
         self.val_size = val_size
         self.split_seed = split_seed
         self.official = official
+
+    @property
+    def steps(self) -> int:
+        """Training steps an epoch, once the data is set up."""
+        return math.ceil(len(self.train) / self.batch_size)
 
     def prepare_data(self) -> None:
         """Bring and verify the files.
@@ -175,7 +186,12 @@ class FashionMNIST(pl.LightningDataModule):
         return Pictures(dataset.data, dataset.targets, torch.arange(len(dataset.targets)))
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.train, self.batch_size, self.seed)
+        # One at a time where processes must keep in step, or where Lightning counts them.
+        one = self.trainer and (
+            self.trainer.world_size > 1 or isinstance(self.trainer.limit_train_batches, int)
+        )
+        together = 1 if one else max(1, PICTURES_AT_ONCE // self.batch_size)
+        return self._loader(self.train, together * self.batch_size, self.seed)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         return self._loader(self.val, EVAL_BATCH_SIZE) if self.val_size else []
@@ -200,8 +216,10 @@ class FashionMNIST(pl.LightningDataModule):
         )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002
-        """Normalise on the device: a quarter of the bytes travels."""
+        """Augment and normalise on the device: a quarter of the bytes travels."""
         images, labels = batch
+        if self.augmentation is not None and self.trainer and self.trainer.training:
+            images = self.augmentation(images, self.trainer.current_epoch)
         return normalise(images), labels
 
 

@@ -364,6 +364,50 @@ def _focus(axes: Axes, accuracies: Float[np.ndarray, " n"]) -> None:
         axes.set_ylim(max(low - margin, known.min() - margin), known.max() + margin)
 
 
+def dial(runs: Mapping[int, Sequence[tuple[float, float]]], peers: Mapping[str, float]) -> Figure:
+    """Accuracy against training time, on a scale of its own: each doubling is as wide.
+
+    Args:
+        runs: by number of epochs, each run's minutes and accuracy (0..1).
+        peers: what others reach (0..1), a line each, its name on it: their minutes are other
+            machines'.
+    """
+    figure, axes = _chart(7.2, 4.4, "Accuracy against minutes of training")
+    epochs = sorted(runs)
+    means = np.array([np.mean(runs[count], axis=0) for count in epochs])
+    for minutes, accuracy in (point for count in epochs for point in runs[count]):
+        axes.plot(minutes, accuracy, "o", color=ACCENT, ms=4, alpha=0.5, mew=0)
+    axes.plot(*means.T, color=ACCENT, lw=1.8)
+    for count, (minutes, accuracy) in zip(epochs, means, strict=True):
+        axes.annotate(
+            f"{count}",
+            (minutes, accuracy),
+            (0, -14),
+            textcoords="offset points",
+            size=8,
+            color=ACCENT,
+            ha="center",
+        )
+    for name, accuracy in peers.items():
+        axes.axhline(accuracy, color=MUTED, lw=0.8, ls=(0, (2, 2)), zorder=0)
+        axes.annotate(
+            name,
+            (1, accuracy),
+            (0, 2),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            size=8,
+            color=MUTED,
+            ha="right",
+        )
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda minutes, _: f"{minutes:.3g}")
+    axes.set_xlabel("minutes, each point's number of epochs below it")
+    axes.yaxis.set_major_formatter(_per_cent)
+    axes.margins(y=0.12)
+    return figure
+
+
 def _chart(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     """A figure (inches) with one pair of axes and as little around the data as can be."""
     figure = Figure((width, height), layout="constrained")

@@ -88,3 +88,65 @@ def _activation(name: Activation, negative_slope: float) -> nn.Module:
     others: dict[str, type[nn.Module]]
     others = {"relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU}
     return others[name]()
+
+
+class ResNet(nn.Sequential):
+    """A small residual network made for 28 x 28 and for a CPU: 28, 14, 7 and 3 pixels a side.
+
+    Args:
+        stem: channels of the first convolution.
+        widths: channels of each stage, which halves the side.
+        depth: convolutions in each stage's residual branch.
+
+    Raises:
+        UserError: there are more stages than the side can be halved.
+    """
+
+    def __init__(self, *, stem: PositiveInt, widths: list[PositiveInt], depth: PositiveInt) -> None:
+        if IMAGE_SIZE >> len(widths) < 1:
+            raise UserError(
+                f"widths = {widths}: {IMAGE_SIZE} x {IMAGE_SIZE} pixels cannot be halved "
+                f"{len(widths)} times."
+            )
+        layers: list[nn.Module] = [_convolution(1, stem), _rectified(stem)]
+        channels = stem
+        for width in widths:
+            layers.append(_Stage(channels, width, depth))
+            channels = width
+        super().__init__(*layers, _GlobalMaximum(), nn.Linear(channels, CLASSES))
+
+
+class _Stage(nn.Module):
+    """Widens and halves, then adds what a branch of convolutions finds."""
+
+    def __init__(self, channels: int, width: int, depth: int) -> None:
+        super().__init__()
+        # Normalised and rectified after pooling: a quarter of the pixels.
+        self.halve = nn.Sequential(
+            _convolution(channels, width), nn.MaxPool2d(2), _rectified(width)
+        )
+        branch = [[_convolution(width, width), _rectified(width)] for _ in range(depth)]
+        self.branch = nn.Sequential(*(layer for pair in branch for layer in pair))
+
+    def forward(
+        self, x: Float[Tensor, "batch channels h w"]
+    ) -> Float[Tensor, "batch width half_h half_w"]:
+        x = self.halve(x)
+        refined: Tensor = x + self.branch(x)
+        return refined
+
+
+class _GlobalMaximum(nn.Module):
+    """Each channel's greatest value, wherever in the picture it is."""
+
+    def forward(self, x: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch channels"]:
+        greatest: Tensor = x.amax((2, 3))
+        return greatest
+
+
+def _convolution(channels: int, filters: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, filters, 3, padding=1, bias=False)  # normalisation brings a bias
+
+
+def _rectified(channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))

@@ -106,8 +106,10 @@ class Run:
 
     @property
     def reported_checkpoint(self) -> Path:
-        """The one that validation chose; the last where there is no validation split."""
-        return self.best_checkpoint if self.config.data.val_size else self.last_checkpoint
+        """The one that validation chose; the last of a fixed budget, or with nothing held out."""
+        fixed_budget = self.config.get("checkpoint", "best") == "last"
+        chosen = self.config.data.val_size and not fixed_budget
+        return self.best_checkpoint if chosen else self.last_checkpoint
 
     @cached_property
     def config(self) -> DictConfig:

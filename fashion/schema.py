@@ -21,12 +21,13 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Pixels = Annotated[int, Field(ge=0, lt=28)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Activation = Literal["relu", "leaky_relu", "gelu", "elu", "silu"]
 Schedule = Literal["constant", "linear", "cosine"]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 # A run's files name what builds it: only these may be named, and nothing else is ever imported.
-MODULES = ("callbacks", "data", "networks", "optimizers", "trainer")
+MODULES = ("augmentation", "callbacks", "data", "networks", "optimizers", "trainer")
 
 
 def check(config: dict[str, Any], settings: dict[str, Any]) -> None:

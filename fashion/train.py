@@ -10,7 +10,7 @@ import os
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -31,11 +31,14 @@ CONF = Path(__file__).parent.parent / "conf"
 SETTINGS = {
     "data": dict,
     "model": dict[str, dict[str, Any]],
+    "augmentation": dict,
     "optimizer": dict,
     "trainer": dict,
     "callbacks": dict[str, dict[str, Any] | None],
     "seed": schema.Seed,
     "resume": str | None,
+    "label_smoothing": schema.Share,
+    "checkpoint": Literal["best", "last"],
     "test": bool,
     "report": bool | None,
     "name": str,
@@ -90,13 +93,18 @@ def train(
 
     prepare_process()
     pl.seed_everything(config.seed, verbose=False)
-    data = instantiate(config.data, config.seed)
+    data = instantiate(config.data, config.seed, instantiate(config.augmentation))
     data.setup("fit")
+    steps = config.trainer.max_epochs * min(
+        data.steps, config.trainer.limit_train_batches or data.steps
+    )
     classifier = Classifier(
-        instantiate(config.model.network, _convert_="all"), instantiate(config.optimizer)
+        instantiate(config.model.network, _convert_="all"),
+        instantiate(config.optimizer, steps=steps),
+        label_smoothing=config.label_smoothing,
     )
     before = run.last_checkpoint if run.last_checkpoint.exists() else None
-    steps = read_checkpoint(before)["global_step"] if before else 0
+    steps_before = read_checkpoint(before)["global_step"] if before else 0
     stopwatch = Stopwatch()
     validates = bool(config.data.val_size)
     checkpoints = Checkpoints(run, validates=validates)
@@ -105,7 +113,7 @@ def train(
         config.trainer,
         run,
         [EpochSeed(config.seed), stopwatch, *configured, *callbacks, checkpoints],
-        steps,
+        steps_before,
         validates,
     )
     try:

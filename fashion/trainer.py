@@ -13,7 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
 
@@ -74,7 +74,7 @@ def build_trainer(
 
     Args:
         run: whose folder takes the checkpoints and events.
-        callbacks: beside the learning rate's log and the progress bar.
+        callbacks: beside the progress bar.
         steps: how many the run has done before, if it continues.
         validates: whether there is a validation split.
         max_epochs: bound on the passes over the training pictures.
@@ -99,11 +99,9 @@ def build_trainer(
             max_epochs=max_epochs,
             limit_train_batches=limit_train_batches,
             limit_val_batches=limit_val_batches if validates else 0,
-            callbacks=[*callbacks, LearningRateMonitor("step"), *bar],
+            callbacks=[*callbacks, *bar],
             plugins=[WholeCheckpoints()],
             logger=EventLogger(run, steps),
-            # At least one value of the learning rate, however few the steps.
-            log_every_n_steps=min(50, limit_train_batches or 50),
             use_distributed_sampler=False,  # data.Batches shares the pictures out
             enable_progress_bar=progress_bar,
             enable_model_summary=False,

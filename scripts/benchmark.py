@@ -1,12 +1,20 @@
-"""Training speed of the deck's model at batch size 32, as ratios within one run.
+"""Training speed of the deck's model, batch size 32, and of the record's recipe, within one run.
 
 Each round times every contestant in turn, so that a machine whose speed drifts slows all alike:
 
     bare       forward, backward, step on one resident batch: what the hardware allows this network
-    plain      the same with torch's defaults: no channels-last, no fused optimizer
     ours       fashion.train's own loop with everything on: data, Lightning, metrics, logs, bar
+
+and, for the deck's model alone,
+
+    plain      bare with torch's defaults: no channels-last, no fused optimizer
     usual      the usual way: torchvision transforms an image, a DataLoader, plain Lightning
     keras      the deck's own tool, if it is installed
+
+Each is measured in a process of its own, since bare and ours change settings of theirs, and after
+its first pictures, which wait for one-time imports and set-up. Beside the record's recipe stand the
+share of the machine's peak that its counted operations reach, the peak being a large product of
+fp32 matrices, and its augmentation's share of a step.
 
 Writes results/benchmark.json.
 """
@@ -15,11 +23,13 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +41,11 @@ import torch
 import torchvision
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.classification import MulticlassAccuracy
 
 from fashion.callbacks import Checkpoints, EpochSeed, Stopwatch
@@ -42,44 +54,82 @@ from fashion.run import Run, provenance
 from fashion.train import CONF
 from fashion.trainer import prepare_process, quieten
 
-BATCH_SIZE = 32
-VARIANTS = {"literal": 1, "pooled": 2}  # side of the pooling window
+BATCH_SIZE = 32  # the deck's
+DECK = {"literal": 1, "pooled": 2}  # side of the pooling window
+OVERRIDES = {
+    **{variant: [f"model.network.pool={pool}"] for variant, pool in DECK.items()},
+    "record": ["experiment=record"],
+}
+WARM_UP = 1000  # images before the clock starts
+PEAK_SIZE = 2048  # rows and columns of the matrices
 
 
-def configuration(pool: int, steps: int) -> Any:
+def configuration(variant: str) -> Any:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(
+        config = compose(
             "train",
             [
-                f"model.network.pool={pool}",
-                f"trainer.limit_train_batches={steps}",
+                *OVERRIDES[variant],
                 "trainer.max_epochs=1",
                 "trainer.limit_val_batches=1",
                 "trainer.accelerator=cpu",
                 "name=benchmark",
             ],
         )
+    # As a long training has it: one epoch alone would erase nothing.
+    config.augmentation.epochs = 1000
+    return config
 
 
-def network(pool: int) -> nn.Module:
-    return instantiate(configuration(pool, 1).model.network, _convert_="all")  # type: ignore[no-any-return]
+def network(config: Any) -> nn.Module:
+    return instantiate(config.model.network, _convert_="all")  # type: ignore[no-any-return]
 
 
-def loop(net: nn.Module, images: Tensor, steps: int, *, fused: bool) -> float:
+def loop(net: nn.Module, optimizer: torch.optim.Optimizer, batch: Tensor, images: int) -> float:
     """Images a second of the shortest training loop there is."""
-    labels = torch.arange(BATCH_SIZE) % 10
-    optimizer = torch.optim.Adam(net.parameters(), fused=fused)
-    start = time.perf_counter()
-    for _ in range(steps):
-        functional.cross_entropy(net(images), labels).backward()
+    labels = torch.arange(len(batch)) % 10
+    warm_up, steps = (math.ceil(count / len(batch)) for count in (WARM_UP, images))
+    start = 0.0
+    for step in range(warm_up + steps):
+        if step == warm_up:
+            start = time.perf_counter()
+        functional.cross_entropy(net(batch), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
-    return steps * BATCH_SIZE / (time.perf_counter() - start)
+    return steps * len(batch) / (time.perf_counter() - start)
 
 
-def bare(pool: int, steps: int) -> float:
-    net = network(pool).to(memory_format=torch.channels_last)
-    return loop(net, torch.randn(BATCH_SIZE, 1, 28, 28), steps, fused=True)
+class Clock(Callback):
+    """Images a second of a Trainer's loop, which it ends after as many as are asked for."""
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+        self.seen = self.counted = 0
+        self.start = self.rate = 0.0
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,  # noqa: ARG002
+        outputs: Any,  # noqa: ARG002
+        batch: tuple[Tensor, Tensor],
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        self.seen += len(batch[1])
+        if self.start:
+            self.counted += len(batch[1])
+            self.rate = self.counted / (time.perf_counter() - self.start)
+            trainer.should_stop = self.counted >= self.images
+        elif self.seen >= WARM_UP:
+            self.start = time.perf_counter()
+
+
+def bare(variant: str, images: int) -> float:
+    prepare_process()
+    config = configuration(variant)
+    net = network(config).to(memory_format=torch.channels_last)
+    optimizer = instantiate(config.optimizer, steps=1)(net)["optimizer"]
+    return loop(net, optimizer, torch.randn(config.data.batch_size, 1, 28, 28), images)
 
 
 def plain_network(pool: int) -> nn.Sequential:
@@ -96,29 +146,37 @@ def plain_network(pool: int) -> nn.Sequential:
     )
 
 
-def plain(pool: int, steps: int) -> float:
-    return loop(plain_network(pool), torch.randn(BATCH_SIZE, 1, 28, 28), steps, fused=False)
+def plain(variant: str, images: int) -> float:
+    net = plain_network(DECK[variant])
+    batch = torch.randn(BATCH_SIZE, 1, 28, 28)
+    return loop(net, torch.optim.Adam(net.parameters()), batch, images)
 
 
-def ours(pool: int, steps: int) -> float:
-    """What `fashion.train` wires, timed by its own stopwatch over one shortened epoch."""
-    config = configuration(pool, steps)
-    data = instantiate(config.data, config.seed)
+def ours(variant: str, images: int) -> float:
+    """What `fashion.train` wires."""
+    prepare_process()
+    config = configuration(variant)
+    data = instantiate(config.data, config.seed, instantiate(config.augmentation))
     data.prepare_data()
     data.setup("fit")
-    classifier = Classifier(network(pool), instantiate(config.optimizer))
-    stopwatch = Stopwatch()
+    classifier = Classifier(
+        network(config),
+        instantiate(config.optimizer, steps=data.steps),
+        label_smoothing=config.label_smoothing,
+    )
+    clock = Clock(images)
     with tempfile.TemporaryDirectory() as folder, quiet():
+        run = Run(Path(folder))
         callbacks = [
             EpochSeed(config.seed),
-            stopwatch,
-            instantiate(config.callbacks.early_stopping),
-            Checkpoints(run := Run(Path(folder)), validates=True),
+            Stopwatch(),
+            *(instantiate(callback) for callback in config.callbacks.values() if callback),
+            Checkpoints(run, validates=True),
+            clock,
         ]
         trainer = instantiate(config.trainer, run, callbacks, 0, True)  # noqa: FBT003
         trainer.fit(classifier, datamodule=data)
-    assert stopwatch.images_per_second is not None  # noqa: S101
-    return stopwatch.images_per_second
+    return clock.rate
 
 
 class Usual(pl.LightningModule):
@@ -142,7 +200,7 @@ class Usual(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=0.001)
 
 
-def usual(pool: int, steps: int) -> float:
+def usual(variant: str, images: int) -> float:
     transform = torchvision.transforms.Compose(
         [
             torchvision.transforms.ToTensor(),
@@ -150,25 +208,24 @@ def usual(pool: int, steps: int) -> float:
         ]
     )
     dataset = torchvision.datasets.FashionMNIST("data", transform=transform)
-    subset = Subset(dataset, range(steps * BATCH_SIZE))
-    stopwatch = Stopwatch()
+    clock = Clock(images)
     with tempfile.TemporaryDirectory() as folder, quiet():
         trainer = pl.Trainer(
             max_epochs=1,
             accelerator="cpu",
             default_root_dir=folder,
-            callbacks=[stopwatch],
+            callbacks=[clock],
             enable_checkpointing=False,
         )
-        trainer.fit(Usual(pool), DataLoader(subset, BATCH_SIZE, shuffle=True))
-    assert stopwatch.images_per_second is not None  # noqa: S101
-    return stopwatch.images_per_second
+        trainer.fit(Usual(DECK[variant]), DataLoader(dataset, BATCH_SIZE, shuffle=True))
+    return clock.rate
 
 
-def keras(pool: int, steps: int) -> float:
+def keras(variant: str, images: int) -> float:
     import keras as k  # type: ignore[import-not-found]
     import numpy as np
 
+    pool = DECK[variant]
     pooling = [k.layers.MaxPool2D(pool)] if pool > 1 else []
     model = k.Sequential(
         [
@@ -184,13 +241,46 @@ def keras(pool: int, steps: int) -> float:
     )
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     dataset = torchvision.datasets.FashionMNIST("data")
-    count = steps * BATCH_SIZE
-    images = (dataset.data[:count].numpy() / 255).astype(np.float32)[..., None]
-    labels = dataset.targets[:count].numpy()
-    model.fit(images[:320], labels[:320], batch_size=BATCH_SIZE, verbose=0)  # compiles
+    pixels = (dataset.data[:images].numpy() / 255).astype(np.float32)[..., None]
+    labels = dataset.targets[:images].numpy()
+    model.fit(pixels[:320], labels[:320], batch_size=BATCH_SIZE, verbose=0)  # compiles
     start = time.perf_counter()
-    model.fit(images, labels, batch_size=BATCH_SIZE, verbose=0)
-    return count / (time.perf_counter() - start)
+    model.fit(pixels, labels, batch_size=BATCH_SIZE, verbose=0)
+    return images / (time.perf_counter() - start)
+
+
+def peak(variant: str, images: int) -> float:  # noqa: ARG001 - as the others
+    """Operations a second of a large product of fp32 matrices: the best of five."""
+    matrix = torch.randn(PEAK_SIZE, PEAK_SIZE)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - start)
+    return 2 * PEAK_SIZE**3 / min(seconds)
+
+
+def augmentation(variant: str, images: int) -> float:
+    """Images a second of the augmentation alone."""
+    prepare_process()
+    config = configuration(variant)
+    augment = instantiate(config.augmentation)
+    batch = torch.randint(256, (config.data.batch_size, 28, 28), dtype=torch.uint8)
+    augment(batch, 0)
+    start = time.perf_counter()
+    steps = math.ceil(images / len(batch))
+    for epoch in range(steps):
+        augment(batch, epoch)
+    return steps * len(batch) / (time.perf_counter() - start)
+
+
+def operations_per_image(variant: str) -> float:
+    """Of convolutions and matrix products, forward and backward, counted by torch."""
+    net = network(configuration(variant))
+    batch = torch.randn(10, 1, 28, 28)
+    with FlopCounterMode(display=False) as counter:
+        functional.cross_entropy(net(batch), torch.arange(len(batch))).backward()
+    return float(counter.get_total_flops()) / len(batch)
 
 
 @contextlib.contextmanager
@@ -201,35 +291,41 @@ def quiet() -> Any:
         yield
 
 
+def measured_apart(contestant: str, variant: str, images: int) -> float:
+    done = subprocess.run(
+        [sys.executable, __file__, "--measure", contestant, variant, "--images", str(images)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return float(done.stdout.splitlines()[-1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=300, help="training steps a measurement")
+    parser.add_argument("--images", type=int, default=9600, help="a measurement")
+    parser.add_argument("--measure", nargs=2, metavar=("CONTESTANT", "VARIANT"), help="one alone")
     arguments = parser.parse_args()
-    prepare_process()
-    contestants: dict[str, Callable[[int, int], float]] = {
-        "bare": bare,
-        "plain": plain,
-        "ours": ours,
-        "usual": usual,
-    }
+    if arguments.measure:
+        contestant, variant = arguments.measure
+        print(CONTESTANTS[contestant](variant, arguments.images))
+        return
+    deck = ["bare", "ours", "plain", "usual"]
     if importlib.util.find_spec("keras"):
-        contestants["keras"] = keras
+        deck.append("keras")
+    entries = {"literal": deck, "pooled": deck, "record": ["bare", "ours", "peak", "augmentation"]}
     measured: dict[str, dict[str, list[float]]] = {
-        variant: {name: [] for name in contestants} for variant in VARIANTS
+        variant: {name: [] for name in names} for variant, names in entries.items()
     }
     for round_ in range(arguments.rounds):
-        for variant, pool in VARIANTS.items():
-            for name, contestant in contestants.items():
-                measured[variant][name].append(contestant(pool, arguments.steps))
-        print(f"round {round_ + 1} of {arguments.rounds}")
+        for variant, names in entries.items():
+            for name in names:
+                measured[variant][name].append(measured_apart(name, variant, arguments.images))
+        print(f"round {round_ + 1} of {arguments.rounds}", flush=True)
+    peaks, augmentations = (measured["record"].pop(name) for name in ("peak", "augmentation"))
     ratios = {
-        variant: {
-            name: statistics.median(
-                o / v for o, v in zip(values["ours"], values[name], strict=True)
-            )
-            for name in contestants
-        }
+        variant: {name: _ratio(values["ours"], series) for name, series in values.items()}
         for variant, values in measured.items()
     }
     for variant, values in measured.items():
@@ -240,18 +336,44 @@ def main() -> None:
                 f"  {name:8} {middle:10,.0f} {min(series):8,.0f} {max(series):8,.0f}"
                 f"   {ratios[variant][name]:.2f} x"
             )
+    operations = operations_per_image("record")
+    record_rates = measured["record"]
+    of_peak = {name: operations * _ratio(series, peaks) for name, series in record_rates.items()}
+    augmentation_share = _ratio(record_rates["ours"], augmentations)
+    print(
+        f"\nThe record's network: {operations / 1e6:.1f} million operations an image, of a peak of "
+        f"{statistics.median(peaks) / 1e9:.0f} thousand million a second: "
+        + ", ".join(f"{name} reaches {share:.2f}" for name, share in of_peak.items())
+        + f". Augmentation takes {100 * augmentation_share:.1f} % of a step."
+    )
     path = Path("results/benchmark.json")
     path.parent.mkdir(exist_ok=True)
-    record = {
+    results = {
         "unit": "images per second",
-        "steps": arguments.steps,
-        "batch_size": BATCH_SIZE,
+        "images": arguments.images,
         "images_per_second": measured,
         "ratio_of_ours": ratios,
+        "record": {
+            "operations_per_image": operations,
+            "peak_operations_per_second": peaks,
+            "augmentation_images_per_second": augmentations,
+            "share_of_peak": of_peak,
+            "augmentation_share_of_step": augmentation_share,
+        },
         **provenance(),
     }
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    path.write_text(json.dumps(results, indent=2) + "\n")
 
+
+def _ratio(numerators: list[float], denominators: list[float]) -> float:
+    """Median over the rounds, within each of which the machine was the same."""
+    pairs = zip(numerators, denominators, strict=True)
+    return statistics.median(first / second for first, second in pairs)
+
+
+CONTESTANTS = {
+    each.__name__: each for each in (bare, ours, plain, usual, keras, peak, augmentation)
+}
 
 if __name__ == "__main__":
     main()

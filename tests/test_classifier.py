@@ -43,7 +43,7 @@ def train(classifier: Classifier, batch: tuple[Tensor, Tensor], steps: int) -> l
     )
     losses = []
     for _ in range(steps):
-        loss = classifier.training_step(batch, 0)
+        loss = classifier.loss(batch)
         made["optimizer"].zero_grad()
         loss.backward()
         made["optimizer"].step()
@@ -69,7 +69,7 @@ def test_raw_and_normalised_pixels_give_the_same_logits() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_other_integers_are_not_taken_for_pixels(dtype: torch.dtype) -> None:
+def test_other_numbers_are_not_taken_for_pixels(dtype: torch.dtype) -> None:
     with pytest.raises(Exception, match=r"dtype|type"):
         Classifier(shrunk()).eval()(torch.zeros(5, 1, 28, 28, dtype=dtype))
 
@@ -93,7 +93,7 @@ def test_the_loss_is_cross_entropy_on_logits(batch: tuple[Tensor, Tensor]) -> No
     classifier = Classifier(shrunk(dropout=0.0))
     logits = classifier(batch[0])
     expected = -logits.log_softmax(1)[torch.arange(32), batch[1]].mean()
-    torch.testing.assert_close(classifier.training_step(batch, 0), expected)
+    torch.testing.assert_close(classifier.loss(batch), expected)
 
 
 def recorded(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
@@ -108,6 +108,14 @@ def recorded(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> dict[st
     monkeypatch.setattr(Classifier, "loggers", [Logger()])
     monkeypatch.setattr(Classifier, "global_step", 0)
     return logged
+
+
+def test_label_smoothing_by_hand(batch: tuple[Tensor, Tensor]) -> None:
+    """A tenth of each label on all ten classes, in training; what is logged is without it."""
+    classifier = Classifier(shrunk(dropout=0.0), label_smoothing=0.1)
+    targets = functional.one_hot(batch[1], 10) * 0.9 + 0.01
+    expected = -(classifier(batch[0]).log_softmax(1) * targets).sum(1).mean()
+    torch.testing.assert_close(classifier.loss(batch), expected)
 
 
 def test_an_epoch_s_metrics_are_of_all_its_pictures(
@@ -133,9 +141,9 @@ def test_what_an_interrupted_epoch_left_is_forgotten(
     classifier = Classifier(shrunk(dropout=0.0))
     logged = recorded(classifier, monkeypatch)
     images, labels = batch
-    classifier.training_step((images[:8], labels[:8]), 0)
+    classifier.loss((images[:8], labels[:8]))
     classifier.on_train_epoch_start()
-    loss = classifier.training_step((images[8:], labels[8:]), 1)
+    loss = classifier.loss((images[8:], labels[8:]))
     classifier.on_train_epoch_end()
     torch.testing.assert_close(logged["train/loss"], loss.detach())
 

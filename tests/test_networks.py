@@ -7,7 +7,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from fashion import UserError
-from fashion.networks import ConvNet
+from fashion.networks import ConvNet, ResNet
 from fashion.train import CONF
 
 BEST: dict[str, Any] = {
@@ -136,3 +136,47 @@ def test_a_kernel_larger_than_what_is_left(changes: dict[str, Any], layer: int) 
 )
 def test_the_last_size_that_fits(changes: dict[str, Any]) -> None:
     assert build(**changes).eval()(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+def resnet(**changes: Any) -> ResNet:
+    return ResNet(**{"stem": 4, "widths": [6, 8], "depth": 2} | changes)
+
+
+def test_the_record_s_network_is_below_a_million_parameters() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", ["model=resnet"])
+    network = instantiate(config.model.network, _convert_="all")
+    assert 100_000 < sum(parameter.numel() for parameter in network.parameters()) < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("widths", "side"), [([6], 14), ([6, 8], 7), ([6, 8, 10], 3), ([6, 8, 10, 12], 1)]
+)
+def test_each_stage_halves(widths: list[int], side: int) -> None:
+    network = resnet(widths=widths)
+    *layers, _, _ = network
+    features = nn.Sequential(*layers)(torch.randn(2, 1, 28, 28))
+    assert features.shape == (2, widths[-1], side, side)
+    assert network(torch.randn(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_too_many_stages() -> None:
+    with pytest.raises(UserError, match=r"widths = .*28 x 28 pixels cannot be halved 5 times"):
+        resnet(widths=[4] * 5)
+
+
+def test_every_weight_of_resnet_learns() -> None:
+    torch.manual_seed(0)
+    network = resnet()
+    network(torch.randn(8, 1, 28, 28)).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name  # noqa: PT018
+
+
+def test_resnet_in_channels_last() -> None:
+    torch.manual_seed(0)
+    network = resnet().eval()
+    images = torch.randn(4, 1, 28, 28)
+    expected = network(images)
+    found = network.to(memory_format=torch.channels_last)(images)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
