@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import optuna
 from optuna.distributions import FloatDistribution, IntDistribution
@@ -9,9 +10,11 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from fashion import figures
-from fashion.compare import Table
 from fashion.report import Drawing, frame
 from fashion.study import origin, reason
+
+if TYPE_CHECKING:
+    from fashion.compare import Table
 
 LEAST = 20  # trials to tell importances from: of fewer the best tenth is but one
 STATES = {
@@ -28,7 +31,7 @@ def page(
     study: Study,
     trials: Sequence[FrozenTrial],
     summary: Sequence[str],
-    verdict: Table | None,
+    verdict: "Table | None",
 ) -> str:
     """The report of a search.
 
@@ -63,7 +66,7 @@ def _summary(lines: Sequence[str]) -> str:
     return f'<pre class="wrap" tabindex="0" role="region" aria-label="Summary">{text}</pre>'
 
 
-def _verdict(table: Table | None) -> str:
+def _verdict(table: "Table | None") -> str:
     if table is None:
         return "<p>Nothing was trained on fresh seeds.</p>"
     against = {found.name: found for found in table.comparisons}
