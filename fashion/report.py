@@ -90,7 +90,7 @@ def page(
     if temperature is not None:
         scaled = metrics.apply_temperature(probabilities, temperature)
         calibrated = replace(answers, probabilities=scaled)
-    drawing = _Drawing()
+    drawing = Drawing()
     sections = (
         ("run", "The run", _run(run_metrics, configuration)),
         ("result", "Result", _result(answers)),
@@ -103,16 +103,32 @@ def page(
         ("calibration", "Calibration", _calibration(answers, calibrated, temperature, drawing)),
         ("conclusions", "Conclusions", _conclusions(answers, calibrated)),
     )
-    style, script = _beside("report.css"), _beside("report.js")
+    title = f"{name}: report on Fashion-MNIST"
+    return frame(title, _header(name, examples), sections, script=_beside("report.js"))
+
+
+def frame(
+    title: str, header: str, sections: Iterable[tuple[str, str, str]], *, script: str = ""
+) -> str:
+    """A whole page, which may load nothing and run this script alone.
+
+    Args:
+        title: plain text.
+        header: HTML.
+        sections: of each its id, its title and its body, the last two HTML.
+        script: JavaScript.
+    """
+    style = _beside("report.css")
     policy = (
         "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
         f"style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     )
+    sections = list(sections)
     return Template(_beside("report.html")).substitute(
         policy=policy,
-        title=html.escape(f"{name}: report on Fashion-MNIST"),
+        title=html.escape(title),
         style=style,
-        header=_header(name, examples),
+        header=header,
         contents="\n".join(
             f'<li><a href="#{key}">{key.capitalize()}</a>' for key, _, _ in sections
         ),
@@ -355,7 +371,7 @@ def _result(answers: Answers) -> str:
 <p class="note">{fairness}</p>"""
 
 
-def _learning(history: figures.History, best_epoch: object, drawing: "_Drawing") -> str:
+def _learning(history: figures.History, best_epoch: object, drawing: "Drawing") -> str:
     if not history.get("epoch"):
         return "<p>No learning curves were recorded.</p>"
     best = best_epoch if isinstance(best_epoch, int) and best_epoch in history["epoch"] else None
@@ -417,7 +433,7 @@ its pictures.</p>
 </div>"""
 
 
-def _classes(answers: Answers, drawing: "_Drawing") -> str:
+def _classes(answers: Answers, drawing: "Drawing") -> str:
     def cell(value: float, interval: Interval) -> str:
         return f"<td>{_per_cent(value)}<small>{_interval(interval)}</small>"
 
@@ -563,7 +579,7 @@ number is a picture's {_place(answers.split)}.</p>
 
 
 def _calibration(
-    answers: Answers, calibrated: Answers | None, temperature: float | None, drawing: "_Drawing"
+    answers: Answers, calibrated: Answers | None, temperature: float | None, drawing: "Drawing"
 ) -> str:
     given = {"As the model answers": answers}
     if calibrated is None:
@@ -619,7 +635,7 @@ def _conclusions(answers: Answers, calibrated: Answers | None) -> str:
 # Pieces of them.
 
 
-class _Drawing:
+class Drawing:
     """Turns figures into inline SVG that follows the page's colours, fonts and policy."""
 
     def __init__(self) -> None:

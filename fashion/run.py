@@ -58,6 +58,10 @@ BROKEN_ARRAYS = (
 )
 
 
+class BusyError(UserError):
+    """Another process writes the run folder."""
+
+
 class Predictions(NamedTuple):
     """What a checkpoint answered to one split, in the split's order; rows sum to 1."""
 
@@ -264,7 +268,7 @@ class Run:
                 # The system lets go of it when the process ends, however it ends.
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise UserError(f"Another process is writing the run {self.folder}.") from error
+                raise BusyError(f"Another process is writing the run {self.folder}.") from error
             if self.finished and not extend:
                 raise UserError(f"{self.folder} holds a finished run already.")
             if self._config_file.is_file():
