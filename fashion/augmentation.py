@@ -16,6 +16,8 @@ class Augmentation(nn.Module):
     of (seed, epoch) as long as that is seeded at each epoch's start.
 
     Args:
+        epochs: how many there are in all: what exceeds `whole` is erased, so that a short training
+            learns from whole pictures and a long one does not learn them by heart.
         shift: greatest distance, in pixels, by which a picture is moved along each axis; every
             whole distance is as likely. Black comes in at the edges.
         mirror: whether to mirror left and right, one half of the pictures in even epochs and the
@@ -24,18 +26,16 @@ class Augmentation(nn.Module):
         erase: side, in pixels, of the black square laid over a picture, its centre anywhere in it
             (Zhong et al. 2020, DeVries and Taylor 2017); 0 for none.
         whole: for how many epochs' worth each picture stays without the square, on average.
-        epochs: how many there are in all: what exceeds `whole` is erased, so that a short training
-            learns from whole pictures and a long one does not learn them by heart.
     """
 
     def __init__(
         self,
+        epochs: int,
         *,
         shift: Pixels,
         mirror: bool,
         erase: Pixels,
         whole: NonNegativeInt,
-        epochs: int,  # the trainer's, and checked there
     ) -> None:
         super().__init__()
         self.shift, self.mirror, self.erase = shift, mirror, erase

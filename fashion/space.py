@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 KINDS = ("float", "int", "choices")
 # What every trial must share, or their values could not be compared.
 SHARED = (
-    *("seed", "test", "report", "resume", "name", "sweep", "checkpoint", "augmentation.epochs"),
+    *("seed", "test", "report", "resume", "name", "sweep", "checkpoint"),
     *("data.root", "data.val_size", "data.split_seed", "data.official"),
     *("trainer.max_epochs", "trainer.limit_train_batches", "trainer.limit_val_batches"),
     *("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.progress_bar"),

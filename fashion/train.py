@@ -94,7 +94,8 @@ def train(
 
     prepare_process()
     pl.seed_everything(config.seed, verbose=False)
-    data = instantiate(config.data, config.seed, instantiate(config.augmentation))
+    augmentation = instantiate(config.augmentation, config.trainer.max_epochs)
+    data = instantiate(config.data, config.seed, augmentation)
     data.setup("fit")
     steps = config.trainer.max_epochs * min(
         data.steps, config.trainer.limit_train_batches or data.steps

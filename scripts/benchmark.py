@@ -55,6 +55,7 @@ from fashion.train import CONF
 from fashion.trainer import prepare_process, quieten
 
 BATCH_SIZE = 32  # the deck's
+EPOCHS = 1000  # for augmentation, which in a short training would erase nothing
 DECK = {"literal": 1, "pooled": 2}  # side of the pooling window
 OVERRIDES = {
     **{variant: [f"model.network.pool={pool}"] for variant, pool in DECK.items()},
@@ -66,7 +67,7 @@ PEAK_SIZE = 2048  # rows and columns of the matrices
 
 def configuration(variant: str) -> Any:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose(
+        return compose(
             "train",
             [
                 *OVERRIDES[variant],
@@ -76,9 +77,6 @@ def configuration(variant: str) -> Any:
                 "name=benchmark",
             ],
         )
-    # As a long training has it: one epoch alone would erase nothing.
-    config.augmentation.epochs = 1000
-    return config
 
 
 def network(config: Any) -> nn.Module:
@@ -156,7 +154,7 @@ def ours(variant: str, images: int) -> float:
     """What `fashion.train` wires."""
     prepare_process()
     config = configuration(variant)
-    data = instantiate(config.data, config.seed, instantiate(config.augmentation))
+    data = instantiate(config.data, config.seed, instantiate(config.augmentation, EPOCHS))
     data.prepare_data()
     data.setup("fit")
     classifier = Classifier(
@@ -264,7 +262,7 @@ def augmentation(variant: str, images: int) -> float:
     """Images a second of the augmentation alone."""
     prepare_process()
     config = configuration(variant)
-    augment = instantiate(config.augmentation)
+    augment = instantiate(config.augmentation, EPOCHS)
     batch = torch.randint(256, (config.data.batch_size, 28, 28), dtype=torch.uint8)
     augment(batch, 0)
     start = time.perf_counter()

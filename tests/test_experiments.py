@@ -63,7 +63,7 @@ def test_one_dial(tiny_data: Path, tmp_path: Path, command: Command) -> None:
         )
     shares = [
         instantiate(
-            composed("experiment=record", f"trainer.max_epochs={epochs}").augmentation
+            composed("experiment=record", f"trainer.max_epochs={epochs}").augmentation, epochs
         ).share_erased
         for epochs in (1, 8, 16, 50)
     ]
@@ -81,7 +81,7 @@ def test_golden_losses(tiny_data: Path) -> None:
         label_smoothing=config.label_smoothing,
     )
     optimizer = instantiate(config.optimizer)(classifier.network, 10)["optimizer"]
-    augmentation = instantiate(config.augmentation)
+    augmentation = instantiate(config.augmentation, config.trainer.max_epochs)
     losses = []
     for _ in range(5):
         images = normalise(augmentation(data.train.images[:32], 0))
