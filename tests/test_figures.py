@@ -250,3 +250,38 @@ def test_dial() -> None:
     assert points == {point for several in runs.values() for point in several}
     assert texts(figure) == ["1", "4", "the deck"]
     draw(figure)
+
+
+def test_a_search_s_history_shows_the_best_of_what_was_trained_to_the_end() -> None:
+    accuracies = [0.8, 0.95, 0.85, 0.7, 0.9]
+    whole = [True, False, True, True, True]
+    figure = figures.search_history(range(5), accuracies, whole)
+    pruned, ended, best = figure.axes[0].lines
+    assert list(pruned.get_ydata()) == [0.95]
+    assert list(ended.get_ydata()) == [0.8, 0.85, 0.7, 0.9]
+    assert list(best.get_ydata()) == [0.8, 0.85, 0.85, 0.9]
+    draw(figure)
+    draw(figures.search_history([0], [0.5], [False]))
+
+
+def test_a_search_s_curves_are_faint_where_they_were_pruned() -> None:
+    figure = figures.search_curves([({1: 0.5, 2: 0.6}, True), ({1: 0.4}, False)])
+    colors = [line.get_color() for line in figure.axes[0].lines]
+    assert colors == [figures.FAINT, figures.ACCENT]  # the others are drawn over them
+    draw(figure)
+
+
+def test_importances_and_slices() -> None:
+    figure = figures.importances({"optimizer.lr": 0.75, "data.batch_size": 0.25})
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [0.75, 0.25]
+    draw(figure)
+    accuracies, whole = [0.1, 0.7, 0.8, 0.9, 0.85], [True, False, True, True, True]
+    rates = figures.search_slice(
+        "optimizer.lr", [0.1, 0.01, 0.02, 0.5, 1.0], accuracies, whole, log=True
+    )
+    assert rates.axes[0].get_xscale() == "log"
+    assert rates.axes[0].get_ylim()[0] > 0.5  # what went astray does not press the others flat
+    draw(rates)
+    words = figures.search_slice("a", ["b", True, None, "b", "b"], accuracies, whole, log=False)
+    assert [text.get_text() for text in words.axes[0].get_xticklabels()] == ["None", "True", "b"]
+    draw(words)
