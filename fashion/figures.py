@@ -179,6 +179,47 @@ def class_intervals(scores: Sequence[ClassScore]) -> Figure:
     return figure
 
 
+def ladder(
+    names: Sequence[str],
+    accuracies: Sequence[float],
+    intervals: Sequence[tuple[float, float] | None],
+    steps: Sequence[tuple[str, bool]],
+) -> Figure:
+    """Recipes by accuracy, a row each from the top down, and what each step between them is worth.
+
+    Args:
+        names: of the recipes.
+        accuracies: 0..1, the highest first.
+        intervals: of the accuracies; None draws a ring, which stands for one run alone.
+        steps: from each row to the one above it: what to say of it, and whether it is a real gain.
+    """
+    figure, axes = _chart(7.6, 0.5 + 0.75 * len(names), "")
+    rows = np.arange(len(names))
+    for row, name, accuracy, interval in zip(rows, names, accuracies, intervals, strict=True):
+        if interval is not None:
+            axes.hlines(row, *interval, color=ACCENT, lw=2.2)
+        axes.plot(accuracy, row, "o", color=ACCENT if interval else PAPER, ms=6, mec=ACCENT)
+        axes.text(
+            accuracy, row - 0.2, f"{name}  {100 * accuracy:.2f}{THIN}%", color=INK, ha="center"
+        )
+    for row, (said, real) in enumerate(steps):
+        axes.text(
+            1.02,
+            row + 0.5,
+            f"{'▲' if real else '·'} {said}",
+            transform=axes.get_yaxis_transform(),
+            color=INK if real else MUTED,
+            size=9,
+            va="center",
+        )
+    axes.set_yticks([])
+    axes.set_ylim(len(names) - 0.5, -0.7)
+    axes.margins(x=0.15)
+    axes.xaxis.set_major_formatter(_per_cent)
+    axes.grid(axis="x", color=FAINT, lw=0.6)
+    return figure
+
+
 def reliability_diagram(reliability: Reliability, title: str) -> Figure:
     """How often answers given with a certain confidence are right, with 95 % intervals.
 

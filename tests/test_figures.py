@@ -184,6 +184,30 @@ def test_reliability_diagram_leaves_empty_bins_out() -> None:
     draw(figure)
 
 
+def test_ladder_marks_the_real_gains() -> None:
+    figure = figures.ladder(
+        ["cnn", "best", "mlp"],
+        [0.916, 0.9, 0.872],
+        [(0.914, 0.918), None, (0.868, 0.876)],
+        [("+1.60 points", True), ("+2.80 points\nnot one", False)],
+    )
+    thin = figures.THIN
+    assert texts(figure) == [
+        *(f"cnn  91.60{thin}%", f"best  90.00{thin}%", f"mlp  87.20{thin}%"),
+        *("▲ +1.60 points", "· +2.80 points\nnot one"),
+    ]
+    (axes,) = figure.axes
+    colours = [to_rgba(line.get_markerfacecolor()) for line in axes.lines]
+    assert [colour == to_rgba(figures.ACCENT) for colour in colours] == [True, False, True]
+    assert [[x for x, _ in part.get_segments()[0]] for part in axes.collections] == [
+        [0.914, 0.918],
+        [0.868, 0.876],
+    ]
+    draw(figure)
+    above = [axes.transData.transform(line.get_xydata())[0, 1] for line in axes.lines]
+    assert above == sorted(above, reverse=True)
+
+
 def test_gallery_shows_each_picture_over_its_caption() -> None:
     images = np.arange(3, dtype=np.uint8)[:, None, None] * 100 * np.ones((28, 28), np.uint8)
     figure = figures.gallery(images, ["one", "two", "three"], columns=2)

@@ -13,10 +13,12 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from conftest import Command, tiny_overrides
 
 from fashion import figures, metrics, report
 from fashion.data import CLASSES
 from fashion.metrics import ClassScore, Interval
+from fashion.run import Run
 
 SECTIONS = [
     "run",
@@ -345,6 +347,17 @@ def test_calibration_before_and_after() -> None:
     assert "these same pictures" not in test
 
 
+def test_calibration_without_a_temperature() -> None:
+    page = Page(report.page(**inputs(temperature=None)))
+    text = words(page.text["calibration"])
+    assert "No temperature is fitted" in text
+    assert "divided" not in text
+    assert "temperature" not in page.text["conclusions"]
+    assert "the expected calibration error is" in words(page.text["conclusions"])
+    drawings = [svg for svg in page.all("svg") if "role" in svg]
+    assert len(drawings) == 4
+
+
 # Conclusions.
 
 
@@ -563,16 +576,18 @@ addEventListener("load", async () => {
   found.first = shown().length;
   page.querySelector("#more").click();
   found.more = shown().length;
+  const links = [...page.querySelectorAll(".matrix a")];
   const { true: truth } = page.querySelector("#filter").elements;
-  truth.value = "4";
+  truth.value = new URLSearchParams(links[0].hash.slice(1)).get("true");
   truth.dispatchEvent(new Event("change", { bubbles: true }));
   found.chosen = kinds();
   found.address = frame.location.hash;
   page.querySelector("button[type=reset]").click();
   await pause();
   found.reset = shown().length;
-  page.querySelector('a[href="#true=6&predicted=4"]').click();
+  links.at(-1).click();
   await pause();
+  found.link = links.at(-1).hash;
   found.linked = kinds();
   found.output = page.querySelector("output").textContent;
   page.querySelector('a[href="#result"]').click();
@@ -696,14 +711,7 @@ def test_page_on_a_telephone(
 ) -> None:
     """In a frame 390 pixels wide, in light and in dark; every control is tried."""
     (tmp_path / "probe.html").write_text(PROBE)
-    seen = visit(
-        "probe.html",
-        "--allow-file-access-from-files",
-        f"--blink-settings=preferredColorScheme={scheme}",
-    )
-    assert seen.console == []
-    (found,) = re.findall("<p>({.*})</p>", seen.dom)
-    assert json.loads(found.replace("&amp;", "&")) == {
+    assert probed(visit, f"--blink-settings=preferredColorScheme={scheme}") == {
         "width": 390,
         "background": background,
         "sizes": [28],
@@ -712,7 +720,45 @@ def test_page_on_a_telephone(
         "chosen": ["46"],
         "address": "#true=4",
         "reset": 48,
-        "linked": ["64"],
-        "output": "30 of 30 shown",
-        "afterwards": ["64"],
+        "link": "#true=8&predicted=6",
+        "linked": ["86"],
+        "output": "48 of 50 shown",
+        "afterwards": ["86"],
     }
+
+
+def probed(visit: Callable[..., Visit], *flags: str) -> dict[str, Any]:
+    """What probe.html finds out about the report."""
+    seen = visit("probe.html", "--allow-file-access-from-files", *flags)
+    assert seen.console == []
+    assert seen.requests == set()
+    (found,) = re.findall("<p>({.*})</p>", seen.dom)
+    result: dict[str, Any] = json.loads(found.replace("&amp;", "&"))
+    return result
+
+
+@pytest.mark.browser
+def test_report_of_the_real_command(
+    visit: Callable[..., Visit], command: Command, tiny_data: Path, tmp_path: Path
+) -> None:
+    """Of two steps' training, so that it has many mistakes."""
+    done = command(
+        *("train", *tiny_overrides(tiny_data), "model=linear", "trainer=smoke"),
+        f"hydra.run.dir={tmp_path}/run",
+    )
+    assert done.status == 0, done.err
+    shutil.copy(tmp_path / "run/report.html", tmp_path)
+    seen = visit("report.html")
+    assert (seen.console, seen.requests) == ([], set())
+    labels, probabilities = Run(tmp_path / "run").predictions("val")
+    wrong = int((labels != probabilities.argmax(1)).sum())
+    assert wrong > 48
+    (tmp_path / "probe.html").write_text(PROBE)
+    found = probed(visit)
+    assert (found["width"], found["sizes"]) == (390, [28])
+    assert (found["first"], found["more"], found["reset"]) == (48, wrong, 48)
+    true, predicted = re.findall(r"\d", found["link"])
+    assert {kind[0] for kind in found["chosen"]} == {found["address"][-1]}
+    assert found["linked"] == [true + predicted]
+    count = ((labels == int(true)) & (probabilities.argmax(1) == int(predicted))).sum()
+    assert found["output"] == f"{count} of {count} shown"
