@@ -49,7 +49,7 @@ class Classifier(pl.LightningModule):
     def forward(self, images: UInt8[Tensor, "batch 28 28"]) -> Float[Tensor, "batch 10"]:
         """Logits of raw pixels, 0..255, normalised here: a quarter of the bytes travels."""
         logits: Tensor = self.network(normalise(images))
-        return logits
+        return logits.float()  # whatever precision training computes in
 
     def _answer(self, split: str, batch: Batch) -> Float[Tensor, "batch 10"]:
         images, labels = batch
