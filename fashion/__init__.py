@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """A mistake its user can mend: every command prints the message alone, without a traceback."""
+
+
+class DivergenceError(UserError):
+    """The loss or the weights of a training are no longer finite."""

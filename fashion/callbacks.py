@@ -1,19 +1,67 @@
 """What hangs on the training loop and is not learning."""
 
+import math
 import time
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping
-from torch.utils.data import DataLoader
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 
 from fashion.data import epoch_seed
+from fashion.run import Run
 from fashion.schema import PositiveInt
 
 
 def early_stopping(*, patience: PositiveInt) -> EarlyStopping:
     """Stop once validation accuracy has not improved for `patience` epochs."""
-    return EarlyStopping("val/acc", mode="max", patience=patience)
+    return _EarlyStopping("val/acc", mode="max", patience=patience)
+
+
+class _EarlyStopping(EarlyStopping):
+    """One that a run continued after it had stopped does not train another epoch for."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        trainer.should_stop |= self.wait_count >= self.patience
+
+
+class Checkpoints(Checkpoint):
+    """Saves last.ckpt at each epoch's end, and best.ckpt where validation accuracy is a new best.
+
+    Unlike ModelCheckpoint it keeps no paths, so that a run's folder may move, and saves when all
+    that the epoch logs has been written, so that a run continues with nothing missing or doubled.
+    """
+
+    def __init__(self, run: Run, *, validates: bool) -> None:
+        self.run = run
+        self.validates = validates
+        self.epochs = 0  # whole ones
+        self.best_epoch = 0  # from 1
+        self.best_accuracy = -math.inf
+
+    def __str__(self) -> str:
+        text = f"{self.epochs} whole epoch{'s' * (self.epochs != 1)} in {self.run.folder}"
+        if not self.best_epoch:
+            return f"{text}."
+        accuracy = f"{100 * self.best_accuracy:.2f} %"
+        return f"{text}; the best validation accuracy, {accuracy}, is of epoch {self.best_epoch}."
+
+    def state_dict(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in ("epochs", "best_epoch", "best_accuracy")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        vars(self).update(state_dict)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        for logger in trainer.loggers:
+            logger.save()
+        self.epochs = trainer.current_epoch + 1
+        if self.validates:
+            accuracy = trainer.callback_metrics["val/acc"].item()
+            if accuracy > self.best_accuracy:
+                self.best_accuracy, self.best_epoch = accuracy, self.epochs
+                trainer.save_checkpoint(self.run.best_checkpoint)
+        trainer.save_checkpoint(self.run.last_checkpoint)
 
 
 class EpochSeed(Callback):
@@ -36,14 +84,26 @@ class Stopwatch(Callback):
         self.seconds = 0.0  # of the fit
         self.training_seconds = 0.0
         self.images = 0  # seen in training, whole epochs
-        self._start = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "seconds": time.perf_counter() - self._fit_start,
+            "training_seconds": self.training_seconds,
+            "images": self.images,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Count on from what the epochs before took; an epoch that was given up is not counted."""
+        self.seconds = state_dict["seconds"]
+        self.training_seconds = state_dict["training_seconds"]
+        self.images = state_dict["images"]
 
     @property
     def images_per_second(self) -> float | None:
         return self.images / self.training_seconds if self.images else None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        self._fit_start = time.perf_counter()
+        self._fit_start = time.perf_counter() - self.seconds
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self._epoch_start = time.perf_counter()
@@ -57,10 +117,9 @@ class Stopwatch(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self.training_seconds += time.perf_counter() - self._epoch_start - self._validation
-        loader = trainer.train_dataloader
-        assert isinstance(loader, DataLoader) and loader.batch_size  # noqa: S101, PT018
-        whole = len(loader.dataset)  # type: ignore[arg-type]
-        self.images += min(int(trainer.num_training_batches) * loader.batch_size, whole)
+        loader: Any = trainer.train_dataloader
+        shown = int(trainer.num_training_batches) * loader.batch_sampler.batch_size
+        self.images += min(shown, len(loader.dataset))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self.seconds = time.perf_counter() - self._fit_start

@@ -1,21 +1,29 @@
 """The LightningModule: one network, cross-entropy, accuracy, an optimizer and its schedule."""
 
+import pickle
+from pathlib import Path
+from typing import Any
+
 import lightning.pytorch as pl
 import torch
 from hydra.utils import instantiate
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Num
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from fashion import UserError
-from fashion.augmentation import Augmentation
+from fashion import DivergenceError, UserError
 from fashion.data import CLASSES, EVAL_BATCH_SIZE, Batch, Pictures, normalise
 from fashion.optimizers import OptimizerFactory
 from fashion.run import Predictions, Run
 from fashion.schema import Share
+
+LOG_RATE_EVERY = 10  # training_steps
 
 
 class Classifier(pl.LightningModule):
@@ -23,8 +31,7 @@ class Classifier(pl.LightningModule):
 
     Args:
         network: normalised pictures (batch, 1, 28, 28) -> logits (batch, 10).
-        optimizer: from the network and the number of steps; None where nothing is trained.
-        augmentation: of the training pictures; None for none.
+        optimizer: makes one, and its schedule, for the network; None where nothing is trained.
         label_smoothing: share of each training label that is spread evenly over the classes.
     """
 
@@ -32,23 +39,29 @@ class Classifier(pl.LightningModule):
         self,
         network: nn.Module,
         optimizer: OptimizerFactory | None = None,
-        augmentation: Augmentation | None = None,
         *,
         label_smoothing: Share = 0.0,
     ) -> None:
         super().__init__()
+        self.automatic_optimization = False  # see training_step
         # Convolutions and pooling run up to twice as fast on the CPU with the channels innermost.
         self.network = network.to(memory_format=torch.channels_last)
         self.optimizer_factory = optimizer
-        self.augmentation = augmentation
         self.label_smoothing = label_smoothing
         self.train_accuracy = MulticlassAccuracy(len(CLASSES), average="micro", validate_args=False)
         self.val_accuracy = MulticlassAccuracy(len(CLASSES), average="micro", validate_args=False)
+        # Not "disable", with which torchmetrics 1.9 ignores the weights.
+        self.train_loss, self.val_loss = MeanMetric("ignore"), MeanMetric("ignore")
         self._answers: dict[str, list[tuple[Tensor, Tensor]]] = {"train": [], "val": []}
 
-    def forward(self, images: UInt8[Tensor, "batch 28 28"]) -> Float[Tensor, "batch 10"]:
-        """Logits of raw pixels, 0..255, normalised here: a quarter of the bytes travels."""
-        logits: Tensor = self.network(normalise(images))
+    def forward(self, images: Num[Tensor, "batch *image"]) -> Float[Tensor, "batch 10"]:
+        """Logits of raw pixels or of normalised ones; the type tells which.
+
+        Args:
+            images: uint8 (batch, 28, 28), 0..255, normalised here; or float (batch, 1, 28, 28),
+                normalised already, as the DataModule's batches are.
+        """
+        logits: Tensor = self.network(normalise(images) if images.dtype == torch.uint8 else images)
         return logits.float()  # whatever precision training computes in
 
     def _answer(self, split: str, batch: Batch) -> Float[Tensor, "batch 10"]:
@@ -59,36 +72,92 @@ class Classifier(pl.LightningModule):
         self._answers[split].append((logits.detach(), labels))
         return logits
 
-    def training_step(self, batch: Batch) -> Float[Tensor, ""]:
-        images, labels = batch
-        if self.augmentation is not None:
-            images = self.augmentation(images, self.current_epoch)
-        logits = self._answer("train", (images, labels))
-        return functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """Mean cross-entropy of a batch, or this process's part of it.
+
+        Raises:
+            DivergenceError: it is infinite or not a number.
+        """
+        _, labels = batch
+        logits = self._answer("train", batch)
+        smoothing = self.label_smoothing
+        if self._trainer is not None and self.trainer.world_size > 1:
+            # The processes' gradients are averaged as if their shares of the batch were equal.
+            share = self.trainer.strategy.reduce(logits.new_tensor(len(labels)), reduce_op="mean")
+            total = functional.cross_entropy(
+                logits, labels, reduction="sum", label_smoothing=smoothing
+            )
+            loss = total / share
+        else:
+            loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if not loss.isfinite():
+            self._refuse_to_go_on(f"The loss became {loss.item()}")
+        return loss
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """An optimizer step for each of the batches that came together.
+
+        Lightning's own work around each call takes longer than a small network's step, so that one
+        call takes several (data.PICTURES_AT_ONCE).
+        """
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        assert isinstance(optimizer, LightningOptimizer)  # noqa: S101 - there is one of each
+        assert isinstance(scheduler, LRScheduler)  # noqa: S101
+        if batch_idx % LOG_RATE_EVERY == 0:
+            self._log({"lr": scheduler.get_last_lr()[0]}, self.global_step + 1)
+        size = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        for part in zip(*(tensor.split(size) for tensor in batch), strict=True):
+            self.manual_backward(self.loss(part))
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
 
     def validation_step(self, batch: Batch) -> None:
         self._answer("val", batch)
 
-    def _log_epoch(self, split: str, accuracy: MulticlassAccuracy) -> None:
+    def _log_epoch(self, split: str, accuracy: MulticlassAccuracy, loss: MeanMetric) -> None:
         logits, labels = map(torch.cat, zip(*self._answers[split], strict=True))
         self._answers[split].clear()
-        accuracy.update(logits, labels)
-        loss = functional.cross_entropy(logits, labels)
-        self.log(f"{split}/loss", loss, sync_dist=True)
-        self.log(f"{split}/acc", accuracy, prog_bar=True)
+        if len(labels):
+            accuracy.update(logits, labels)
+            loss.update(functional.cross_entropy(logits, labels), len(labels))
+        values = {f"{split}/loss": loss.compute(), f"{split}/acc": accuracy.compute()}
+        if not (mean := values[f"{split}/loss"]).isfinite():
+            self._refuse_to_go_on(f"{split}/loss became {mean.item()}")
+        accuracy.reset()
+        loss.reset()
+        self.log(
+            f"{split}/acc", values[f"{split}/acc"], prog_bar=True, logger=False, sync_dist=True
+        )
+        self._log(values, self.global_step)
+
+    def _log(self, values: dict[str, Any], step: int) -> None:
+        # Not by `self.log`, which hands it on after the epoch's checkpoint has been saved.
+        for logger in self.loggers:
+            logger.log_metrics(values, step)
 
     def on_train_epoch_start(self) -> None:
         self._answers["train"].clear()  # of an epoch that was interrupted
 
     def on_train_epoch_end(self) -> None:
-        self._log_epoch("train", self.train_accuracy)
+        if not all(weight.isfinite().all() for weight in self.parameters()):
+            self._refuse_to_go_on("A weight became infinite or not a number")
+        self._log_epoch("train", self.train_accuracy, self.train_loss)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_epoch("val", self.val_accuracy)
+        self._log_epoch("val", self.val_accuracy, self.val_loss)
+
+    def _refuse_to_go_on(self, what: str) -> None:
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        raise DivergenceError(
+            f"{what} in epoch {self.current_epoch + 1}, step {self.global_step + 1} of the run, at "
+            f"the learning rate {rate:g}. Try a lower optimizer.lr, or let it rise slowly with "
+            "optimizer.warmup=0.1."
+        )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         assert self.optimizer_factory is not None  # noqa: S101 - only a fit asks
-        return self.optimizer_factory(self.network, int(self.trainer.estimated_stepping_batches))
+        return self.optimizer_factory(self.network)
 
 
 def build_classifier(run: Run) -> Classifier:
@@ -112,15 +181,35 @@ def load_classifier(run: Run) -> Classifier:
     """
     classifier = build_classifier(run)
     path = run.reported_checkpoint
+    weights = read_checkpoint(path)["state_dict"]
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         classifier.load_state_dict(weights)
-    except FileNotFoundError as error:
-        raise UserError(f"{run.folder} has no {path.relative_to(run.folder)}.") from error
-    except Exception as error:  # torch.load raises nearly anything on a broken or hostile file
-        reason = str(error) or type(error).__name__
-        raise UserError(f"{path} cannot be read as this run's weights: {reason}") from error
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} does not hold this run's weights: {error}") from error
     return classifier.eval()
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content: tensors and plain values, so that reading it executes nothing.
+
+    Raises:
+        UserError: it is missing, broken or no checkpoint.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        parts = [content[key] for key in ("state_dict", "epoch", "global_step")]
+    except FileNotFoundError as error:
+        raise UserError(f"There is no {path}.") from error
+    except Exception as error:  # torch.load raises nearly anything on a broken or hostile file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(
+            error, pickle.UnpicklingError
+        ):  # torch's advice would be to run what is in it
+            reason = "it is damaged, or holds more than numbers, which could run code"
+        raise UserError(f"{path} cannot be read as a checkpoint: {reason}.") from error
+    if [type(part) for part in parts[1:]] != [int, int]:
+        raise UserError(f"{path} is no checkpoint of a run.")
+    return content  # type: ignore[no-any-return]
 
 
 @torch.inference_mode()

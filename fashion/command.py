@@ -1,37 +1,97 @@
-"""How every command ends when something is wrong: one message, a non-zero status, no traceback."""
+"""How every command ends when it is not well: one message, a non-zero status, no traceback."""
 
 import os
+import re
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    OverrideParseException,
+)
 from omegaconf.errors import OmegaConfBaseException
 
 from fashion import UserError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C; how clusters announce the end
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM came. No Exception: what handles failures must let it pass."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"Interrupted by {signal.Signals(signum).name}.")
+        self.status = 128 + signum
 
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """Turn a user's mistake into its message on standard error and exit status 1.
 
-    With HYDRA_FULL_ERROR=1, and for a mistake of this project's own, the traceback comes through.
+    A first SIGINT or SIGTERM becomes `Interrupted`, whose exit status is 130 or 143; a second one
+    ends the process at once. With HYDRA_FULL_ERROR=1, and for a mistake of this project's own, the
+    traceback comes through.
     """
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Hydra would print a traceback of its own; like this it hands every exception on to us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        yield
+        with _signals_raise():
+            yield
+    except Interrupted as interrupted:
+        print(f"\n{message(interrupted)}", file=sys.stderr)
+        sys.exit(interrupted.status)
     except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
         if full:
             raise
-        sys.exit(f"error: {mistake(error)}")
+        sys.exit(f"error: {message(mistake(error))}")
     finally:
         if not full:
             del os.environ["HYDRA_FULL_ERROR"]
 
 
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.signal(signum, interrupt) for signum in SIGNALS}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def interrupt(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a signal handler
+    """Raise `Interrupted`, and leave the next signal its default: to end the process."""
+    for either in SIGNALS:
+        signal.signal(either, signal.SIG_DFL)
+    raise Interrupted(signum)
+
+
 def mistake(error: Exception) -> Exception:
-    """The user's mistake itself: Hydra wraps what the building of an object raises."""
-    wrapped = isinstance(error, InstantiationException) and isinstance(error.__cause__, UserError)
-    return error.__cause__ if wrapped else error  # type: ignore[return-value]
+    """The user's mistake itself, of what Hydra made of it."""
+    if isinstance(error, InstantiationException) and isinstance(error.__cause__, UserError):
+        return error.__cause__
+    if isinstance(error, ConfigCompositionException):
+        if unknown := re.match(r"Could not override '([^']*)'", str(error)):
+            return UserError(
+                f"{unknown[1]}: there is no such key. "
+                "python -m fashion.train --cfg job prints all there are."
+            )
+        return UserError(str(error).partition("\nConfig search path")[0])
+    if isinstance(error, OverrideParseException):
+        return UserError(f"{error.override}: this is no KEY=VALUE: {str(error).splitlines()[0]}.")
+    return error
+
+
+def message(error: BaseException) -> str:
+    """What an exception says, and below it what was noted on its way."""
+    return "\n".join([str(error), *getattr(error, "__notes__", [])])

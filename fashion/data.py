@@ -1,6 +1,7 @@
-"""Fashion-MNIST as a LightningDataModule: verified, split and batched."""
+"""Fashion-MNIST as a LightningDataModule: verified, split, batched, augmented and normalised."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fashion import UserError, idx
+from fashion import UserError, idx, schema
 from fashion.schema import NonNegativeInt, PositiveInt, Seed
 
 CLASSES = (
@@ -30,6 +31,9 @@ CLASSES = (
 MEAN, STD = 0.2860, 0.3530
 # Without gradients a step is cheap, so its overhead shows: larger batches, of bounded memory.
 EVAL_BATCH_SIZE = 250
+# Small training batches come several at once: to fetch, augment and normalise them, and to call
+# Lightning's training loop, costs nearly as much for one as for all.
+PICTURES_AT_ONCE = 256
 
 Batch = tuple[Tensor, Tensor]
 
@@ -61,27 +65,45 @@ class Pictures(Dataset[Batch]):
     def __getitem__(self, position: int) -> Batch:
         return self.images[position], self.labels[position]
 
-    def __getitems__(self, positions: list[int]) -> Batch:
+    def __getitems__(self, positions: Int[Tensor, " batch"]) -> Batch:
         """A whole batch by one indexing operation; DataLoader asks for this one if it is there."""
-        chosen = torch.tensor(positions)
-        return self.images[chosen], self.labels[chosen]
+        return self.images[positions], self.labels[positions]
 
 
-class EpochSampler(Sampler[int]):
-    """A new order each epoch, a function of (seed, epoch) alone; Lightning calls `set_epoch`."""
+class Batches(Sampler[Tensor]):
+    """Positions of the pictures of each batch, of which this process gets its share.
 
-    def __init__(self, size: int, seed: int) -> None:
-        self.size, self.seed, self.epoch = size, seed, 0
+    With a seed the order is a new one each epoch, a function of (seed, epoch) alone. Each of
+    `processes` takes every so-manyth picture of a batch: each picture is seen once an epoch, the
+    processes take equally many steps, and their shares differ by one picture at most.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, seed: int | None, rank: int, processes: int
+    ) -> None:
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.rank, self.processes = rank, processes
+        self.epoch = 0
+
+    @property
+    def sampler(self) -> "Batches":
+        """Where Lightning looks for `set_epoch`."""
+        return self
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.size
+        return math.ceil(self.size / self.batch_size)
 
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
-        yield from torch.randperm(self.size, generator=generator).tolist()
+    def __iter__(self) -> Iterator[Int[Tensor, " share"]]:
+        if self.seed is None:
+            order = torch.arange(self.size)
+        else:
+            generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
+            order = torch.randperm(self.size, generator=generator)
+        for batch in order.split(self.batch_size):
+            yield batch[self.rank :: self.processes]
 
 
 class FashionMNIST(pl.LightningDataModule):
@@ -89,8 +111,9 @@ class FashionMNIST(pl.LightningDataModule):
 
     Args:
         seed: of the batches' order.
+        augmentation: of raw training pictures (batch, 28, 28) in an epoch, from 0; None for none.
         root: data folder; the four files lie in ROOT/FashionMNIST/raw, and are brought if missing.
-        batch_size: training pictures a step.
+        batch_size: training pictures a step, shared by all processes.
         val_size: pictures held out for validation, stratified by class; 0 trains on all.
         split_seed: of the split, so that every run of a comparison shares it.
         official: whether the files must be those of the release of 2017-08-31.
@@ -103,6 +126,7 @@ class FashionMNIST(pl.LightningDataModule):
     def __init__(
         self,
         seed: int,
+        augmentation: Callable[[Tensor, int], Tensor] | None = None,
         *,
         root: str,
         batch_size: PositiveInt,
@@ -112,11 +136,17 @@ class FashionMNIST(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.seed = seed
+        self.augmentation = augmentation
         self.root = Path(root)
         self.batch_size = batch_size
         self.val_size = val_size
         self.split_seed = split_seed
         self.official = official
+
+    @property
+    def steps(self) -> int:
+        """Training steps an epoch, once the data is set up."""
+        return math.ceil(len(self.train) / self.batch_size)
 
     def prepare_data(self) -> None:
         """Bring and verify the files.
@@ -139,16 +169,7 @@ class FashionMNIST(pl.LightningDataModule):
             self.test = self._read(train=False)
         elif not hasattr(self, "train"):
             everything = self._read(train=True)
-            for key, value in (("val_size", self.val_size), ("batch_size", self.batch_size)):
-                if value > len(everything) - (self.val_size if key == "batch_size" else 1):
-                    raise UserError(
-                        f"data.{key} = {value}: there are {len(everything):,} pictures"
-                        + (
-                            f", {self.val_size:,} of them for validation."
-                            if key == "batch_size"
-                            else " in all."
-                        )
-                    )
+            schema.check_sizes(len(everything), self.val_size, self.batch_size)
             train, val = stratified_split(everything.labels, self.val_size, self.split_seed)
             self.train, self.val = (
                 Pictures(everything.images[part], everything.labels[part], part)
@@ -165,7 +186,12 @@ class FashionMNIST(pl.LightningDataModule):
         return Pictures(dataset.data, dataset.targets, torch.arange(len(dataset.targets)))
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.train, self.batch_size, EpochSampler(len(self.train), self.seed))
+        # One at a time where processes must keep in step, or where Lightning counts them.
+        one = self.trainer and (
+            self.trainer.world_size > 1 or isinstance(self.trainer.limit_train_batches, int)
+        )
+        together = 1 if one else max(1, PICTURES_AT_ONCE // self.batch_size)
+        return self._loader(self.train, together * self.batch_size, self.seed)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         return self._loader(self.val, EVAL_BATCH_SIZE) if self.val_size else []
@@ -174,10 +200,27 @@ class FashionMNIST(pl.LightningDataModule):
         return self._loader(self.test, EVAL_BATCH_SIZE)
 
     def _loader(
-        self, pictures: Pictures, batch_size: int, sampler: Sampler[int] | None = None
+        self, pictures: Pictures, batch_size: int, seed: int | None = None
     ) -> DataLoader[Batch]:
-        # No workers: a batch is ready sooner than another process could hand it over.
-        return DataLoader(pictures, batch_size, sampler=sampler, collate_fn=_as_it_is)  # type: ignore[arg-type]
+        rank, processes = 0, 1
+        if self.trainer:
+            rank, processes = self.trainer.global_rank, self.trainer.world_size
+        batches = Batches(len(pictures), batch_size, seed, rank, processes)
+        # No workers: a batch is ready sooner than another process could hand it over. A generator
+        # of its own, since a new iterator draws a number, now before EpochSeed and now after it.
+        return DataLoader(
+            pictures,
+            batch_sampler=batches,  # type: ignore[arg-type]
+            collate_fn=_as_it_is,  # type: ignore[arg-type]
+            generator=torch.Generator(),
+        )
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002
+        """Augment and normalise on the device: a quarter of the bytes travels."""
+        images, labels = batch
+        if self.augmentation is not None and self.trainer and self.trainer.training:
+            images = self.augmentation(images, self.trainer.current_epoch)
+        return normalise(images), labels
 
 
 def _as_it_is(batch: Batch) -> Batch:

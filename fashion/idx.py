@@ -141,6 +141,11 @@ def check(path: Path) -> None:
     _remember(memory, path.name, fingerprint)
 
 
+def training_pictures(root: Path) -> int:
+    """How many there are below `root`, whose files have been checked."""
+    return read_header(raw_folder(root) / "train-images-idx3-ubyte", 3)[0]
+
+
 def read_header(path: Path, dimensions: int) -> tuple[int, ...]:
     """The shape that an idx file of unsigned bytes declares, proven to fit the file's length.
 

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fashion.schema import NonNegative, Rate, Schedule, Share
 
-OptimizerFactory = Callable[[nn.Module, int], OptimizerLRSchedulerConfig]
+OptimizerFactory = Callable[[nn.Module], OptimizerLRSchedulerConfig]
 KERNEL_DIMENSIONS = 4  # out, in, height, width
 
 

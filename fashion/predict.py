@@ -220,13 +220,10 @@ def _document(paths: Sequence[Path], answers: dict[Path, Answer], errors: dict[P
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    try:
-        with replacing(path) as file, warnings.catch_warnings():
-            # A file's name may hold letters that matplotlib's font lacks: it draws a box for each.
-            warnings.filterwarnings("ignore", "Glyph")
-            figure.savefig(file, format="png", dpi=150)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
+    with replacing(path) as file, warnings.catch_warnings():
+        # A file's name may hold letters that matplotlib's font lacks: it draws a box for each.
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(file, format="png", dpi=150)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import shutil
@@ -34,7 +35,7 @@ from fashion import UserError, schema
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
 # Where a run's files lie and how it shows itself: two runs that differ in these alone are the same.
-PLACES = ("name", "sweep", "report", "data.root", "trainer.progress_bar")
+PLACES = ("name", "sweep", "report", "resume", "data.root", "trainer.progress_bar")
 # What numpy raises on a file that is not an .npz, or not a whole or an honest one.
 BROKEN_ARRAYS = (
     OSError,
@@ -150,6 +151,8 @@ class Run:
         """Learning curves by epoch, counted from 1, from TensorBoard's events; empty without."""
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+        # It reports each file, and that what a resumed run made anew is dropped.
+        logging.getLogger("tensorboard").setLevel(logging.ERROR)
         events = EventAccumulator(str(self.folder), size_guidance={"scalars": 0}).Reload()
         curves = {
             tag: [event.value for event in events.Scalars(tag)]
@@ -201,20 +204,23 @@ class Run:
         self._write(name, lambda file: file.write(text.encode()))
 
     def _write(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
-        """Replace a file in one step: whoever reads sees the old or the new one, whole."""
-        path = self.folder / name
-        try:
-            with replacing(path) as file:
-                write(file)
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
+        with replacing(self.folder / name) as file:
+            write(file)
 
     @contextlib.contextmanager
-    def claim(self, config: DictConfig, hydra: Any) -> Iterator[None]:
+    def claim(
+        self, config: DictConfig, hydra: Any = None, *, extend: bool = False
+    ) -> Iterator[None]:
         """Hold the folder for one process's writing, and put the configuration into it.
 
+        Args:
+            config: the run's; of an unfinished run, its own but for more epochs.
+            hydra: how the configuration came about, if by Hydra's command line.
+            extend: whether a finished run may go on, and is unfinished until it has.
+
         Raises:
-            UserError: it cannot be written, another process holds it, or it holds a run already.
+            UserError: it cannot be written, another process holds it, or it holds a run that is
+                finished or of another configuration.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -230,18 +236,38 @@ class Run:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise UserError(f"Another process is writing the run {self.folder}.") from error
-            if self.finished:
+            if self.finished and not extend:
                 raise UserError(f"{self.folder} holds a finished run already.")
-            self.write_text(".hydra/config.yaml", OmegaConf.to_yaml(config, resolve=True))
-            self.write_text(".hydra/hydra.yaml", OmegaConf.to_yaml(hydra))
-            self.write_text(".hydra/overrides.yaml", OmegaConf.to_yaml(hydra.overrides.task))
+            if self._config_file.is_file():
+                self._refuse_another(config)
             try:
+                self._begin(config, hydra)
                 yield
             except UserError:
                 # Refused before it began: a folder left behind would pass for an unfinished run.
                 if {path.name for path in self.folder.iterdir()} == {".hydra", ".lock"}:
                     shutil.rmtree(self.folder)
                 raise
+
+    def _begin(self, config: DictConfig, hydra: Any) -> None:
+        if hydra is not None and not self._config_file.is_file():
+            self.write_text(".hydra/hydra.yaml", OmegaConf.to_yaml(hydra))
+            self.write_text(".hydra/overrides.yaml", OmegaConf.to_yaml(hydra.overrides.task))
+        self.write_text(".hydra/config.yaml", OmegaConf.to_yaml(config, resolve=True))
+        vars(self).pop("config", None)  # what was read before
+        (self.folder / "metrics.json").unlink(missing_ok=True)
+        for scratch in self.folder.rglob(".*.tmp"):  # of a process that was killed in writing
+            scratch.unlink()
+
+    def _refuse_another(self, config: DictConfig) -> None:
+        epochs = "trainer.max_epochs"
+        before, now = (OmegaConf.select(each, epochs) for each in (self.config, config))
+        if _identity(self.config, epochs) != _identity(config, epochs) or now < before:
+            raise UserError(
+                f"{self.folder} holds a run of another configuration; continue it with\n"
+                f"  python -m fashion.train resume={self.folder}\n"
+                "or give this one a folder of its own (sweep=NAME for a grid)."
+            )
 
     def same_configuration(self, config: DictConfig) -> bool:
         """Whether this run was made with `config`, apart from where things lie."""
@@ -250,18 +276,26 @@ class Run:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes `path`'s place once it is whole, or leaves nothing behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    """A file that takes `path`'s place once it is whole, or leaves nothing behind.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    scratch = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         with open(handle, "wb") as file:  # noqa: PTH123 - mkstemp's handle
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(scratch, 0o666 & ~_umask())  # noqa: PTH101 - mkstemp's files are private
         os.replace(scratch, path)  # noqa: PTH105
-    except BaseException:
-        os.unlink(scratch)  # noqa: PTH108
+    except BaseException as error:
+        if scratch is not None:
+            os.unlink(scratch)  # noqa: PTH108
+        if isinstance(error, OSError):
+            raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
         raise
 
 
@@ -271,10 +305,10 @@ def _umask() -> int:
     return mask
 
 
-def _identity(config: DictConfig) -> Any:
+def _identity(config: DictConfig, *besides: str) -> Any:
     config = config.copy()
     OmegaConf.resolve(config)
-    for place in PLACES:
+    for place in (*PLACES, *besides):
         OmegaConf.update(config, place, None, force_add=True)
     return OmegaConf.to_container(config)
 

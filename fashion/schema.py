@@ -48,6 +48,24 @@ def check(config: dict[str, Any], settings: dict[str, Any]) -> None:
         raise UserError("\n".join(faults))
 
 
+def check_sizes(pictures: int, val_size: int, batch_size: int) -> None:
+    """Check the sizes of `data` against the number of pictures in the training files.
+
+    Raises:
+        UserError: there are too few.
+    """
+    if val_size >= pictures:
+        raise UserError(
+            f"data.val_size = {val_size}: there are {pictures:,} pictures in all; "
+            "some must be left to train on."
+        )
+    if batch_size > pictures - val_size:
+        raise UserError(
+            f"data.batch_size = {batch_size}: "
+            f"there are {pictures - val_size:,} pictures to train on."
+        )
+
+
 def _sections(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every dict below `node`, within lists too, that configures an object, with its full key."""
     if isinstance(node, dict):

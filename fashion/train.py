@@ -2,23 +2,29 @@
 
 python -m fashion.train model=best                       one run
 python -m fashion.train -m model=linear,cnn seed=0,1,2   a grid; again: what is left of it
+python -m fashion.train resume=RUN                       a run that was interrupted, to its end
 """
 
 import contextlib
 import os
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fashion import UserError, idx, schema
-from fashion.command import clear_errors, mistake
+from fashion import DivergenceError, UserError, idx, schema
+from fashion.command import Interrupted, clear_errors, message, mistake
 from fashion.evaluate import SPLITS, evaluate, summary, write_report
-from fashion.run import Run, provenance
+from fashion.run import PLACES, Run, provenance
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
 
 CONF = Path(__file__).parent.parent / "conf"
 # Types of the top-level keys; what a section with a `_target_` holds, its target's signature says.
@@ -30,6 +36,7 @@ SETTINGS = {
     "trainer": dict,
     "callbacks": dict[str, dict[str, Any] | None],
     "seed": schema.Seed,
+    "resume": str | None,
     "label_smoothing": schema.Share,
     "checkpoint": Literal["best", "last"],
     "test": bool,
@@ -51,68 +58,96 @@ def check(config: DictConfig) -> None:
             "data.val_size = 0 leaves nothing to stop early on: "
             "add callbacks.early_stopping=null, or hold pictures out."
         )
+    root = Path(config.data.root)
     if config.data.official:
-        idx.ensure(Path(config.data.root))
+        idx.ensure(root)
     else:
-        idx.ensure_consistent(Path(config.data.root))
+        idx.ensure_consistent(root)
+    schema.check_sizes(idx.training_pictures(root), config.data.val_size, config.data.batch_size)
 
 
-def train(config: DictConfig, run: Run) -> float | None:
+def train(
+    config: DictConfig, run: Run, *, report: bool, callbacks: Sequence["Callback"] = ()
+) -> float | None:
     """Train, write the run folder, and return the reported checkpoint's validation accuracy.
 
-    That is 0..1, of the epoch that validation chose; None where there is no validation split.
+    That is 0..1, of the epoch that validation chose; None where there is no validation split. A run
+    that has a last checkpoint goes on from there, as if it had never been interrupted.
+
+    Args:
+        config: the whole configuration.
+        run: where everything is written; claimed by the caller.
+        report: whether to write report.html.
+        callbacks: beside the configuration's.
 
     Raises:
         UserError: the configuration, the data or the folder does not allow it.
+        DivergenceError: the loss or the weights became infinite or not a number.
     """
     import lightning.pytorch as pl
-    import torch
     from hydra.utils import instantiate
 
-    from fashion.callbacks import EpochSeed, Stopwatch
-    from fashion.classifier import Classifier
+    from fashion.callbacks import Checkpoints, EpochSeed, Stopwatch
+    from fashion.classifier import Classifier, read_checkpoint
     from fashion.trainer import prepare_process
 
     prepare_process()
     pl.seed_everything(config.seed, verbose=False)
-    data = instantiate(config.data, config.seed)
+    data = instantiate(config.data, config.seed, instantiate(config.augmentation))
     data.setup("fit")
+    steps = config.trainer.max_epochs * min(
+        data.steps, config.trainer.limit_train_batches or data.steps
+    )
     classifier = Classifier(
         instantiate(config.model.network, _convert_="all"),
-        instantiate(config.optimizer),
-        instantiate(config.augmentation),
+        instantiate(config.optimizer, steps=steps),
         label_smoothing=config.label_smoothing,
     )
+    before = run.last_checkpoint if run.last_checkpoint.exists() else None
+    steps_before = read_checkpoint(before)["global_step"] if before else 0
     stopwatch = Stopwatch()
-    callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback]
+    validates = bool(config.data.val_size)
+    checkpoints = Checkpoints(run, validates=validates)
+    configured = [instantiate(callback) for callback in config.callbacks.values() if callback]
     trainer = instantiate(
         config.trainer,
         run,
-        [EpochSeed(config.seed), stopwatch, *callbacks],
-        bool(config.data.val_size),
+        [EpochSeed(config.seed), stopwatch, *configured, *callbacks, checkpoints],
+        steps_before,
+        validates,
     )
-    trainer.fit(classifier, datamodule=data)
+    try:
+        trainer.fit(classifier, datamodule=data, ckpt_path=before, weights_only=True)
+    except OSError as error:
+        raise UserError(f"{run.folder} cannot be written: {error.strerror or error}.") from error
+    except (DivergenceError, Interrupted) as error:
+        error.add_note(f"There are {checkpoints}")
+        raise
+    if not trainer.is_global_zero:
+        return None
     metrics = {
         "seed": config.seed,
-        "best_epoch": torch.load(run.reported_checkpoint, weights_only=True)["epoch"] + 1,
-        "epochs": trainer.current_epoch,
+        "best_epoch": read_checkpoint(run.reported_checkpoint)["epoch"] + 1,
+        "epochs": checkpoints.epochs,
         "parameters": sum(parameter.numel() for parameter in classifier.parameters()),
         "seconds": stopwatch.seconds,
         "images_per_second": stopwatch.images_per_second,
         **provenance(),
     }
-    if config.data.val_size:
+    if validates:
         metrics |= evaluate(run, "val", data)
     if config.test:
         metrics |= evaluate(run, "test", data)
-    # HPARAMS: what the run was given beside what it reports.
+    # HPARAMS: what the run was given beside what it reports. It stands after the last checkpoint's
+    # step, so that a run killed here and continued does not log it twice.
+    steps_done = trainer.global_step + 1
     trainer.logger.log_hyperparams(
         OmegaConf.to_container(config, resolve=True),
         {f"reported/{key}": value for key, value in metrics.items() if isinstance(value, float)},
+        step=steps_done,
     )
     run.update_metrics(metrics)
-    alone = HydraConfig.get().mode == RunMode.RUN
-    if config.data.val_size and (alone if config.report is None else config.report):
+    if report and validates:
         write_report(run, "val", data)
     return metrics.get("val/acc")
 
@@ -139,7 +174,11 @@ def _job(config: DictConfig) -> float | None:
     run = Run(Path(os.path.relpath(HydraConfig.get().runtime.output_dir)))
     alone = HydraConfig.get().mode == RunMode.RUN
     try:
-        return _run(config, run) if alone else _run_of_grid(config, run)
+        return (_run if alone else _run_of_grid)(config, run)
+    except Interrupted as interrupted:
+        if not alone:
+            interrupted.add_note("The same command again continues the grid.")
+        raise
     except Exception as error:  # noqa: BLE001 - one failing run must not cost the others
         # Raised again when Hydra is done, which would print a line of its own before the message.
         FAILURES[None if alone else run.folder] = mistake(error)
@@ -149,21 +188,85 @@ def _job(config: DictConfig) -> float | None:
 
 
 def _run(config: DictConfig, run: Run) -> float | None:
+    resumed = config.resume is not None
+    if resumed:
+        _remove_if_empty(run.folder)
+        run, config = _to_resume(config, HydraConfig.get().overrides.task)
+        if run.finished and config.trainer.max_epochs == run.config.trainer.max_epochs:
+            print(f"{run.folder} is finished.")
+            _summarise(run)
+            return run.metrics.get("val/acc")
     try:
         check(config)
-        with run.claim(config, HydraConfig.get()):
-            value = train(config, run)
-    except UserError:
-        # Hydra made the folder before anything could be checked.
-        with contextlib.suppress(OSError):
-            run.folder.rmdir()
+        # Lightning starts helper processes by the same command; the first one writes the folder.
+        first = os.environ.get("LOCAL_RANK", "0") == "0"
+        claim = run.claim(config, HydraConfig.get(), extend=resumed)
+        with claim if first else contextlib.nullcontext():
+            value = train(config, run, report=_wants_report(config))
+    except (UserError, Interrupted) as error:
+        _remove_if_empty(run.folder)
+        diverged = isinstance(error, DivergenceError)  # as it would again
+        if run.last_checkpoint.exists() and not run.finished and not diverged:
+            error.add_note(f"Continue with\n  python -m fashion.train resume={run.folder}")
         raise
-    _summarise(run)
+    if first:
+        _summarise(run)
     return value
+
+
+def _wants_report(config: DictConfig) -> bool:
+    alone = HydraConfig.get().mode == RunMode.RUN
+    return bool(alone if config.report is None else config.report)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Hydra makes a run's folder before anything can be checked."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _to_resume(config: DictConfig, overrides: Sequence[str]) -> tuple[Run, DictConfig]:
+    """The run that `resume` names, and its own configuration with what may be changed in it.
+
+    Raises:
+        UserError: there is no such run, or an override says otherwise than its configuration.
+    """
+    run = Run.open(Path(config.resume))
+    own = run.config
+    merged = own.copy()
+    differences = []
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group
+        if key == "resume":
+            continue
+        given, kept = OmegaConf.select(config, key), OmegaConf.select(own, key)
+        longer = key == "trainer.max_epochs" and given > kept
+        if key in PLACES or longer:
+            OmegaConf.update(merged, key, given)
+        elif given is None or given != kept:
+            differences.append(f"  {override.input_line}")
+    if differences:
+        raise UserError(
+            f"{run.folder} goes on with its own configuration, which does not say\n"
+            + "\n".join(differences)
+            + "\nLeave that out, or start another run. Only trainer.max_epochs may be larger."
+        )
+    if run.finished and merged.trainer.max_epochs > own.trainer.max_epochs:
+        epochs = run.metrics.get("epochs")
+        if epochs != own.trainer.max_epochs:
+            raise UserError(
+                f"{run.folder} is finished: it stopped early, after {epochs} epochs, so that more "
+                "of them would not be used."
+            )
+    return run, merged
 
 
 def _run_of_grid(config: DictConfig, run: Run) -> float | None:
     schema.check(OmegaConf.to_container(config, resolve=True), SETTINGS)  # type: ignore[arg-type]
+    if config.resume is not None:
+        raise UserError(
+            "resume continues one run, without -m; a grid is continued by its own command."
+        )
     if config.test:
         raise UserError("test = true: a grid is for choosing, which never reads the test set.")
     if config.trainer.devices > 1:
@@ -192,11 +295,11 @@ def main() -> None:
         try:
             _job()
         except Exception as error:  # a run's own is in FAILURES: this one is the command line's
-            raise UserError(str(error)) from error
+            raise UserError(message(mistake(error))) from error
         if None in FAILURES:
             raise FAILURES[None]
         if FAILURES:
-            lines = [f"  {folder}: {error}" for folder, error in FAILURES.items()]
+            lines = [f"  {folder}: {message(error)}" for folder, error in FAILURES.items()]
             raise UserError("\n".join([f"{len(FAILURES)} run(s) of the grid failed:", *lines]))
 
 

@@ -1,24 +1,24 @@
 """Lightning's Trainer as every run here uses it: one run folder, checkpoints, TensorBoard."""
 
 import ctypes
+import io
 import logging
 import platform
+import threading
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import (
-    Callback,
-    LearningRateMonitor,
-    ModelCheckpoint,
-    RichProgressBar,
-)
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import TorchCheckpointIO
 
 from fashion import UserError
-from fashion.run import Run
+from fashion.run import Run, replacing
 from fashion.schema import Accelerator, PositiveInt, Precision
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
@@ -27,17 +27,40 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 class EventLogger(TensorBoardLogger):
     """TensorBoard's events in the run folder itself, and no second copy of the configuration."""
 
-    def __init__(self, run: Run) -> None:
-        super().__init__(run.folder, name="", version="", default_hp_metric=False)
+    def __init__(self, run: Run, steps: int) -> None:
+        # A run that continues after `steps` steps: TensorBoard drops what was logged beyond them.
+        super().__init__(
+            run.folder, name="", version="", default_hp_metric=False, purge_step=steps + 1
+        )
 
     def save(self) -> None:
         self.experiment.flush()
 
 
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that take their file's place in one step, whole or not at all.
+
+    Lightning's own writes to the system's folder for temporary files first, and copies from there.
+    """
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | Path,
+        storage_options: Any = None,  # noqa: ARG002 - the base class's
+    ) -> None:
+        # In memory first: on a full disk torch's own writer reports an internal error instead.
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        with replacing(Path(path)) as file:
+            file.write(content.getbuffer())
+
+
 def build_trainer(
     run: Run,
     callbacks: Sequence[Callback],
-    validates: bool,  # noqa: FBT001 - Hydra passes it by name
+    steps: int,
+    validates: bool,  # noqa: FBT001 - Hydra passes it by position
     *,
     max_epochs: PositiveInt,
     limit_train_batches: PositiveInt | None,
@@ -52,8 +75,9 @@ def build_trainer(
 
     Args:
         run: whose folder takes the checkpoints and events.
-        callbacks: beside the checkpoints, the learning rate's log and the progress bar.
-        validates: whether there is a validation split to choose the best checkpoint on.
+        callbacks: beside the progress bar.
+        steps: how many the run has done before, if it continues.
+        validates: whether there is a validation split.
         max_epochs: bound on the passes over the training pictures.
         limit_train_batches: bound on the steps of an epoch; None for none.
         limit_val_batches: bound on validation's batches; None for none.
@@ -68,12 +92,6 @@ def build_trainer(
         UserError: the accelerator or strategy is not to be had on this machine.
     """
     quieten()
-    # Two, because `save_last` would save only when there is a new best.
-    last = ModelCheckpoint(run.checkpoints, "last", enable_version_counter=False)
-    best = ModelCheckpoint(
-        run.checkpoints, "best", monitor="val/acc", mode="max", enable_version_counter=False
-    )
-    checkpoints = [best, last] if validates else [last]
     # A redraw costs as much as a small network's step.
     bar = [RichProgressBar(refresh_rate=20, leave=True)] if progress_bar else []
     try:
@@ -85,8 +103,10 @@ def build_trainer(
             max_epochs=max_epochs,
             limit_train_batches=limit_train_batches,
             limit_val_batches=limit_val_batches if validates else 0,
-            callbacks=[*callbacks, *checkpoints, LearningRateMonitor("step"), *bar],
-            logger=EventLogger(run),
+            callbacks=[*callbacks, *bar],
+            plugins=[WholeCheckpoints()],
+            logger=EventLogger(run, steps),
+            use_distributed_sampler=False,  # data.Batches shares the pictures out
             enable_progress_bar=progress_bar,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -114,9 +134,21 @@ def prepare_process() -> None:
         libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # glibc's greatest
 
 
+def _pass_over_failed_writes(
+    failure: threading.ExceptHookArgs, handle: Any = threading.excepthook
+) -> None:
+    """TensorBoard's thread prints the traceback of what it then raises where an event is added."""
+    if not isinstance(failure.exc_value, OSError):
+        handle(failure)
+
+
+threading.excepthook = _pass_over_failed_writes
+
+
 def quieten() -> None:
     """Drop Lightning's notices that report nothing a user of this project decides or can mend."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for package in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(package).setLevel(logging.WARNING)
     # More worker processes would make loading slower here, not faster (see data.py).
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # An epoch of fewer steps than the logging interval: its metrics are logged at its end anyway.

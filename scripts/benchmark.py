@@ -11,8 +11,10 @@ and, for the deck's model alone,
     usual      the usual way: torchvision transforms an image, a DataLoader, plain Lightning
     keras      the deck's own tool, if it is installed
 
-Beside the record's recipe stand the share of the machine's peak that its counted operations reach,
-the peak being a large product of fp32 matrices, and its augmentation's share of a step.
+Each is measured in a process of its own, since bare and ours change settings of theirs, and after
+its first pictures, which wait for one-time imports and set-up. Beside the record's recipe stand the
+share of the machine's peak that its counted operations reach, the peak being a large product of
+fp32 matrices, and its augmentation's share of a step.
 
 Writes results/benchmark.json.
 """
@@ -21,11 +23,13 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +41,14 @@ import torch
 import torchvision
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.classification import MulticlassAccuracy
 
-from fashion.callbacks import EpochSeed, Stopwatch
+from fashion.callbacks import Checkpoints, EpochSeed, Stopwatch
 from fashion.classifier import Classifier
 from fashion.run import Run, provenance
 from fashion.train import CONF
@@ -55,12 +60,11 @@ OVERRIDES = {
     **{variant: [f"model.network.pool={pool}"] for variant, pool in DECK.items()},
     "record": ["experiment=record"],
 }
-Contestant = Callable[[str, int], float]  # variant and number of images -> images a second
+WARM_UP = 1000  # images before the clock starts
 PEAK_SIZE = 2048  # rows and columns of the matrices
 
 
-def configuration(variant: str, images: int) -> Any:
-    """Of one epoch over `images` pictures, or over as many batches as come nearest."""
+def configuration(variant: str) -> Any:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose(
             "train",
@@ -72,7 +76,6 @@ def configuration(variant: str, images: int) -> Any:
                 "name=benchmark",
             ],
         )
-    config.trainer.limit_train_batches = max(1, round(images / config.data.batch_size))
     # As a long training has it: one epoch alone would erase nothing.
     config.augmentation.epochs = 1000
     return config
@@ -82,23 +85,51 @@ def network(config: Any) -> nn.Module:
     return instantiate(config.model.network, _convert_="all")  # type: ignore[no-any-return]
 
 
-def loop(net: nn.Module, optimizer: torch.optim.Optimizer, batch: Tensor, steps: int) -> float:
+def loop(net: nn.Module, optimizer: torch.optim.Optimizer, batch: Tensor, images: int) -> float:
     """Images a second of the shortest training loop there is."""
     labels = torch.arange(len(batch)) % 10
-    start = time.perf_counter()
-    for _ in range(steps):
+    warm_up, steps = (math.ceil(count / len(batch)) for count in (WARM_UP, images))
+    start = 0.0
+    for step in range(warm_up + steps):
+        if step == warm_up:
+            start = time.perf_counter()
         functional.cross_entropy(net(batch), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
     return steps * len(batch) / (time.perf_counter() - start)
 
 
+class Clock(Callback):
+    """Images a second of a Trainer's loop, which it ends after as many as are asked for."""
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+        self.seen = self.counted = 0
+        self.start = self.rate = 0.0
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,  # noqa: ARG002
+        outputs: Any,  # noqa: ARG002
+        batch: tuple[Tensor, Tensor],
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        self.seen += len(batch[1])
+        if self.start:
+            self.counted += len(batch[1])
+            self.rate = self.counted / (time.perf_counter() - self.start)
+            trainer.should_stop = self.counted >= self.images
+        elif self.seen >= WARM_UP:
+            self.start = time.perf_counter()
+
+
 def bare(variant: str, images: int) -> float:
-    config = configuration(variant, images)
+    prepare_process()
+    config = configuration(variant)
     net = network(config).to(memory_format=torch.channels_last)
-    optimizer = instantiate(config.optimizer)(net, 1)["optimizer"]
-    batch = torch.randn(config.data.batch_size, 1, 28, 28)
-    return loop(net, optimizer, batch, config.trainer.limit_train_batches)
+    optimizer = instantiate(config.optimizer, steps=1)(net)["optimizer"]
+    return loop(net, optimizer, torch.randn(config.data.batch_size, 1, 28, 28), images)
 
 
 def plain_network(pool: int) -> nn.Sequential:
@@ -118,29 +149,34 @@ def plain_network(pool: int) -> nn.Sequential:
 def plain(variant: str, images: int) -> float:
     net = plain_network(DECK[variant])
     batch = torch.randn(BATCH_SIZE, 1, 28, 28)
-    return loop(net, torch.optim.Adam(net.parameters()), batch, images // BATCH_SIZE)
+    return loop(net, torch.optim.Adam(net.parameters()), batch, images)
 
 
 def ours(variant: str, images: int) -> float:
-    """What `fashion.train` wires, timed by its own stopwatch over one shortened epoch."""
-    config = configuration(variant, images)
-    data = instantiate(config.data, config.seed)
+    """What `fashion.train` wires."""
+    prepare_process()
+    config = configuration(variant)
+    data = instantiate(config.data, config.seed, instantiate(config.augmentation))
     data.prepare_data()
     data.setup("fit")
     classifier = Classifier(
         network(config),
-        instantiate(config.optimizer),
-        instantiate(config.augmentation),
+        instantiate(config.optimizer, steps=data.steps),
         label_smoothing=config.label_smoothing,
     )
-    stopwatch = Stopwatch()
+    clock = Clock(images)
     with tempfile.TemporaryDirectory() as folder, quiet():
-        others = [instantiate(callback) for callback in config.callbacks.values() if callback]
-        callbacks = [EpochSeed(config.seed), stopwatch, *others]
-        trainer = instantiate(config.trainer, Run(Path(folder)), callbacks, True)  # noqa: FBT003
+        run = Run(Path(folder))
+        callbacks = [
+            EpochSeed(config.seed),
+            Stopwatch(),
+            *(instantiate(callback) for callback in config.callbacks.values() if callback),
+            Checkpoints(run, validates=True),
+            clock,
+        ]
+        trainer = instantiate(config.trainer, run, callbacks, 0, True)  # noqa: FBT003
         trainer.fit(classifier, datamodule=data)
-    assert stopwatch.images_per_second is not None  # noqa: S101
-    return stopwatch.images_per_second
+    return clock.rate
 
 
 class Usual(pl.LightningModule):
@@ -172,19 +208,17 @@ def usual(variant: str, images: int) -> float:
         ]
     )
     dataset = torchvision.datasets.FashionMNIST("data", transform=transform)
-    subset = Subset(dataset, range(images))
-    stopwatch = Stopwatch()
+    clock = Clock(images)
     with tempfile.TemporaryDirectory() as folder, quiet():
         trainer = pl.Trainer(
             max_epochs=1,
             accelerator="cpu",
             default_root_dir=folder,
-            callbacks=[stopwatch],
+            callbacks=[clock],
             enable_checkpointing=False,
         )
-        trainer.fit(Usual(DECK[variant]), DataLoader(subset, BATCH_SIZE, shuffle=True))
-    assert stopwatch.images_per_second is not None  # noqa: S101
-    return stopwatch.images_per_second
+        trainer.fit(Usual(DECK[variant]), DataLoader(dataset, BATCH_SIZE, shuffle=True))
+    return clock.rate
 
 
 def keras(variant: str, images: int) -> float:
@@ -215,7 +249,7 @@ def keras(variant: str, images: int) -> float:
     return images / (time.perf_counter() - start)
 
 
-def peak() -> float:
+def peak(variant: str, images: int) -> float:  # noqa: ARG001 - as the others
     """Operations a second of a large product of fp32 matrices: the best of five."""
     matrix = torch.randn(PEAK_SIZE, PEAK_SIZE)
     seconds = []
@@ -226,25 +260,27 @@ def peak() -> float:
     return 2 * PEAK_SIZE**3 / min(seconds)
 
 
+def augmentation(variant: str, images: int) -> float:
+    """Images a second of the augmentation alone."""
+    prepare_process()
+    config = configuration(variant)
+    augment = instantiate(config.augmentation)
+    batch = torch.randint(256, (config.data.batch_size, 28, 28), dtype=torch.uint8)
+    augment(batch, 0)
+    start = time.perf_counter()
+    steps = math.ceil(images / len(batch))
+    for epoch in range(steps):
+        augment(batch, epoch)
+    return steps * len(batch) / (time.perf_counter() - start)
+
+
 def operations_per_image(variant: str) -> float:
     """Of convolutions and matrix products, forward and backward, counted by torch."""
-    net = network(configuration(variant, 1))
+    net = network(configuration(variant))
     batch = torch.randn(10, 1, 28, 28)
     with FlopCounterMode(display=False) as counter:
         functional.cross_entropy(net(batch), torch.arange(len(batch))).backward()
     return float(counter.get_total_flops()) / len(batch)
-
-
-def augmentation_rate(variant: str) -> float:
-    """Images a second of the augmentation alone."""
-    config = configuration(variant, 1)
-    augmentation = instantiate(config.augmentation)
-    batch = torch.randint(256, (config.data.batch_size, 28, 28), dtype=torch.uint8)
-    repeats = 20
-    start = time.perf_counter()
-    for epoch in range(repeats):
-        augmentation(batch, epoch)
-    return repeats * len(batch) / (time.perf_counter() - start)
 
 
 @contextlib.contextmanager
@@ -255,33 +291,39 @@ def quiet() -> Any:
         yield
 
 
+def measured_apart(contestant: str, variant: str, images: int) -> float:
+    done = subprocess.run(
+        [sys.executable, __file__, "--measure", contestant, variant, "--images", str(images)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return float(done.stdout.splitlines()[-1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--steps", type=int, default=300, help="training steps of 32 images a measurement"
-    )
+    parser.add_argument("--images", type=int, default=9600, help="a measurement")
+    parser.add_argument("--measure", nargs=2, metavar=("CONTESTANT", "VARIANT"), help="one alone")
     arguments = parser.parse_args()
-    prepare_process()
-    contestants: dict[str, dict[str, Contestant]] = {
-        variant: {"bare": bare, "plain": plain, "ours": ours, "usual": usual} for variant in DECK
-    }
+    if arguments.measure:
+        contestant, variant = arguments.measure
+        print(CONTESTANTS[contestant](variant, arguments.images))
+        return
+    deck = ["bare", "ours", "plain", "usual"]
     if importlib.util.find_spec("keras"):
-        for deck in contestants.values():
-            deck["keras"] = keras
-    contestants["record"] = {"bare": bare, "ours": ours}
+        deck.append("keras")
+    entries = {"literal": deck, "pooled": deck, "record": ["bare", "ours", "peak", "augmentation"]}
     measured: dict[str, dict[str, list[float]]] = {
-        variant: {name: [] for name in names} for variant, names in contestants.items()
+        variant: {name: [] for name in names} for variant, names in entries.items()
     }
-    peaks, augmentations = [], []
     for round_ in range(arguments.rounds):
-        for variant, names in contestants.items():
-            for name, contestant in names.items():
-                rate = contestant(variant, arguments.steps * BATCH_SIZE)
-                measured[variant][name].append(rate)
-        peaks.append(peak())
-        augmentations.append(augmentation_rate("record"))
-        print(f"round {round_ + 1} of {arguments.rounds}")
+        for variant, names in entries.items():
+            for name in names:
+                measured[variant][name].append(measured_apart(name, variant, arguments.images))
+        print(f"round {round_ + 1} of {arguments.rounds}", flush=True)
+    peaks, augmentations = (measured["record"].pop(name) for name in ("peak", "augmentation"))
     ratios = {
         variant: {name: _ratio(values["ours"], series) for name, series in values.items()}
         for variant, values in measured.items()
@@ -308,7 +350,7 @@ def main() -> None:
     path.parent.mkdir(exist_ok=True)
     results = {
         "unit": "images per second",
-        "images": arguments.steps * BATCH_SIZE,
+        "images": arguments.images,
         "images_per_second": measured,
         "ratio_of_ours": ratios,
         "record": {
@@ -328,6 +370,10 @@ def _ratio(numerators: list[float], denominators: list[float]) -> float:
     pairs = zip(numerators, denominators, strict=True)
     return statistics.median(first / second for first, second in pairs)
 
+
+CONTESTANTS = {
+    each.__name__: each for each in (bare, ours, plain, usual, keras, peak, augmentation)
+}
 
 if __name__ == "__main__":
     main()

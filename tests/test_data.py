@@ -1,4 +1,6 @@
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from fashion.data import (
     CLASSES,
     MEAN,
     STD,
-    EpochSampler,
+    Batches,
     FashionMNIST,
     Pictures,
     normalise,
@@ -82,7 +84,7 @@ def test_val_size_0_trains_on_everything(tiny_data: Path) -> None:
     [
         ({"val_size": 400}, r"data\.val_size = 400: there are 400 pictures"),
         ({"val_size": 60_001}, r"data\.val_size = 60001"),
-        ({"batch_size": 301}, r"data\.batch_size = 301: .* 400 pictures, 100 of them for valid"),
+        ({"batch_size": 301}, r"data\.batch_size = 301: there are 300 pictures to train on"),
         ({"batch_size": 401, "val_size": 0}, r"data\.batch_size = 401"),
     ],
 )
@@ -123,32 +125,41 @@ def test_the_test_set_is_read_only_when_it_is_asked_for(
     assert not hasattr(data, "test")
 
 
-def order(seed: int, epoch: int) -> list[int]:
-    sampler = EpochSampler(100, seed)
-    sampler.set_epoch(epoch)
-    return list(sampler)
+def order(seed: int, epoch: int, rank: int = 0, processes: int = 1) -> list[list[int]]:
+    batches = Batches(101, 10, seed, rank, processes)
+    batches.set_epoch(epoch)
+    return [batch.tolist() for batch in batches]
 
 
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
-    assert sorted(order(0, 0)) == list(range(100))
+    assert sorted(itertools.chain(*order(0, 0))) == list(range(101))
     torch.manual_seed(99)  # what ran before does not matter
-    again = EpochSampler(100, 0)
+    again = Batches(101, 10, 0, 0, 1)
     list(again)
     again.set_epoch(3)
-    assert list(again) == order(0, 3)
-    different = {tuple(order(seed, epoch)) for seed in range(5) for epoch in range(5)}
+    assert [batch.tolist() for batch in again] == order(0, 3)
+    different = {str(order(seed, epoch)) for seed in range(5) for epoch in range(5)}
     assert len(different) == 25
-    assert len(again) == 100
+    assert len(again) == len(order(0, 0)) == 11
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_each_batch(processes: int) -> None:
+    """Each picture once, as many steps for all, though the last batch has a single picture."""
+    shares = [order(0, 1, rank, processes) for rank in range(processes)]
+    for batch, *parts in zip(order(0, 1), *shares, strict=True):
+        assert sorted(itertools.chain(*parts)) == sorted(batch)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_a_batch_is_one_index_operation(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[int]] = []
+    asked: list[Tensor] = []
     fetch = Pictures.__getitems__
 
     def one_at_a_time(*_: object) -> None:
         raise AssertionError
 
-    def counted(pictures: Pictures, positions: list[int]) -> tuple[Tensor, Tensor]:
+    def counted(pictures: Pictures, positions: Tensor) -> tuple[Tensor, Tensor]:
         asked.append(positions)
         return fetch(pictures, positions)
 
@@ -156,10 +167,10 @@ def test_a_batch_is_one_index_operation(tiny_data: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Pictures, "__getitem__", one_at_a_time)
     data = ready(tiny_data)
     batches = list(data.train_dataloader())
-    assert [len(positions) for positions in asked] == [32] * 9 + [12]
-    assert [position for positions in asked for position in positions] == list(EpochSampler(300, 0))
+    assert [len(positions) for positions in asked] == [256, 44]  # eight batches at a time
+    assert torch.equal(torch.cat(asked), torch.cat(list(Batches(300, 32, 0, 0, 1))))
     images, labels = batches[0]
-    assert (images.dtype, images.shape) == (torch.uint8, (32, 28, 28))
+    assert (images.dtype, images.shape) == (torch.uint8, (256, 28, 28))
     assert torch.equal(images, data.train.images[asked[0]])
     assert torch.equal(labels, data.train.labels[asked[0]])
 
@@ -183,6 +194,27 @@ def test_normalise_by_hand() -> None:
     assert found[0, 0, 5, 5].item() == pytest.approx(-0.2860 / 0.3530)
     assert found[1, 0, 5, 5].item() == pytest.approx((1 - 0.2860) / 0.3530)
     assert images[1, 5, 5] == 255  # the picture itself stays as it is
+
+
+def test_a_batch_is_normalised_after_it_has_moved(tiny_data: Path) -> None:
+    """And augmented before that in training alone, by the epoch."""
+    asked = []
+
+    def black(images: Tensor, epoch: int) -> Tensor:
+        asked.append(epoch)
+        return torch.zeros_like(images)
+
+    data = ready(tiny_data)
+    images, labels = next(iter(data.train_dataloader()))
+    normal, same = data.on_after_batch_transfer((images, labels), 0)
+    assert torch.equal(normal, normalise(images))
+    assert torch.equal(same, labels)
+    data.augmentation = black
+    for training in (False, True):
+        data.trainer = SimpleNamespace(training=training, current_epoch=7)  # type: ignore[assignment]
+        found, _ = data.on_after_batch_transfer((images, labels), 0)
+        assert torch.equal(found, normalise(torch.zeros_like(images) if training else images))
+    assert asked == [7]
 
 
 @pytest.fixture(scope="module")
@@ -211,8 +243,8 @@ def test_the_constants_are_the_real_ones(real: FashionMNIST) -> None:
     assert everything.mean().item() == pytest.approx(MEAN, abs=1e-4)
     assert everything.std().item() == pytest.approx(STD, abs=1e-4)
     batches = [
-        normalise(images)
-        for _, (images, _) in zip(range(200), real.train_dataloader(), strict=False)
+        real.on_after_batch_transfer(batch, 0)[0]
+        for _, batch in zip(range(20), real.train_dataloader(), strict=False)
     ]
     normal = torch.cat(batches)
     assert normal.mean().item() == pytest.approx(0, abs=0.02)

@@ -247,4 +247,4 @@ def test_the_rate_follows_the_real_number_of_steps(
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     # 300 pictures in batches of 6: 50 steps an epoch, 100 in all; each 50th is logged.
     rates = {event.step: event.value for event in events.Scalars("lr")}
-    assert rates == pytest.approx({step: 0.001 * (1 - step / 100) for step in (49, 99)})
+    assert rates == pytest.approx({step: 0.001 * (1 - (step - 1) / 100) for step in (1, 51)})

@@ -71,8 +71,7 @@ import zipfile
 from pathlib import Path
 from omegaconf import OmegaConf
 from fashion.run import Run
-hydra = OmegaConf.create({"overrides": {"task": []}})
-with Run(Path(sys.argv[1])).claim(OmegaConf.create(), hydra):
+with Run(Path(sys.argv[1])).claim(OmegaConf.create(sys.argv[2])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -80,7 +79,7 @@ with Run(Path(sys.argv[1])).claim(OmegaConf.create(), hydra):
 
 def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", CLAIM, str(tmp_path)],
+        [sys.executable, "-c", CLAIM, str(tmp_path), OmegaConf.to_yaml(config())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -102,6 +101,26 @@ def test_a_finished_run_is_not_begun_again(run: Run) -> None:
     with pytest.raises(UserError, match="holds a finished run already"), run.claim(config(), HYDRA):
         pass
     assert run.metrics == {"val/acc": 0.5}
+
+
+def test_an_unfinished_run_is_continued_by_its_own_configuration(run: Run) -> None:
+    with run.claim(config(trainer__max_epochs=5, data__root="elsewhere")):
+        pass
+    assert "max_epochs: 5" in (run.folder / ".hydra/config.yaml").read_text()
+    assert "seed=0" in (run.folder / ".hydra/overrides.yaml").read_text()
+    for other in (config(seed=1), config(trainer__max_epochs=4)):
+        with (
+            pytest.raises(UserError, match=rf"another configuration.*\n.* resume={run.folder}"),
+            run.claim(other),
+        ):
+            pass
+    assert "max_epochs: 5" in (run.folder / ".hydra/config.yaml").read_text()
+
+
+def test_a_finished_run_that_is_to_go_on_is_unfinished(run: Run) -> None:
+    run.update_metrics({"val/acc": 0.5})
+    with run.claim(config(trainer__max_epochs=9), extend=True):
+        assert not run.finished
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

@@ -1,22 +1,31 @@
 """The real command on tiny data: what a run leaves, what it reports, how it ends when it cannot."""
 
 import os
+import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from conftest import Command, Outcome, make_data, tiny_overrides
+from conftest import Command, Outcome, make_data, run_command, tiny_overrides
+from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from fashion import UserError, idx
-from fashion.callbacks import EpochSeed
+from fashion import train as train_module
+from fashion.callbacks import Checkpoints, EpochSeed
 from fashion.classifier import load_classifier
+from fashion.command import Interrupted
 from fashion.data import FashionMNIST
 from fashion.run import PACKAGES, Run
 from fashion.train import CONF
@@ -114,7 +123,7 @@ def test_the_reported_number_is_the_best_checkpoint_s(tiny_run: Path, tiny_data:
 
 def test_the_best_epoch_is_reported_and_not_the_last(train: Command, tmp_path: Path) -> None:
     """At a rate so high that accuracy goes up and down."""
-    done = train("a", "optimizer.lr=0.03", "trainer.max_epochs=6", "seed=1")
+    done = train("a", "optimizer.lr=0.03", "trainer.max_epochs=6", "seed=5")
     assert done.status == 0, done.err
     run = Run(tmp_path / "a")
     events = EventAccumulator(str(run.folder)).Reload()
@@ -128,7 +137,7 @@ def test_the_best_epoch_is_reported_and_not_the_last(train: Command, tmp_path: P
 
 
 def test_of_a_fixed_budget_the_last_epoch_is_reported(train: Command, tmp_path: Path) -> None:
-    done = train("a", "optimizer.lr=0.03", "trainer.max_epochs=6", "seed=1", "checkpoint=last")
+    done = train("a", "optimizer.lr=0.03", "trainer.max_epochs=6", "seed=5", "checkpoint=last")
     assert done.status == 0, done.err
     run = Run(tmp_path / "a")
     accuracies = [
@@ -141,7 +150,6 @@ def test_of_a_fixed_budget_the_last_epoch_is_reported(train: Command, tmp_path: 
 
 def test_tensorboard(train: Command, tmp_path: Path) -> None:
     """Scalars as the loop measured them, and an HPARAMS tab with what is reported."""
-    # 50 steps an epoch: Lightning logs each 50th.
     done = train("a", "data.batch_size=6", "trainer.max_epochs=2")
     assert done.status == 0, done.err
     run = Run(tmp_path / "a")
@@ -385,6 +393,336 @@ def test_a_finished_run_is_not_overwritten(train: Command, tmp_path: Path) -> No
     assert {name: before[name] for name in before if ".lock" not in name} == {
         name: time for name, time in state(tmp_path / "a").items() if ".lock" not in name
     }
+
+
+class Killed(BaseException):
+    """Stands for whatever ends a process: nothing that comes after it in the run is done."""
+
+
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch, train: Command, tmp_path: Path) -> Callable[..., Path]:
+    """A run that ends in the middle of an epoch, or at a hook's start."""
+
+    def run(*overrides: str, epoch: int = 1, hook: str = "on_train_batch_start") -> Path:
+        def kill(_: EpochSeed, trainer: pl.Trainer, *__: object) -> None:
+            late = hook != "on_train_batch_start" or trainer.fit_loop.batch_idx == 1
+            if trainer.current_epoch == epoch and late:
+                raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(EpochSeed, hook, kill)
+            with pytest.raises(Killed):
+                train("killed", *overrides)
+        return tmp_path / "killed"
+
+    return run
+
+
+@pytest.fixture
+def resume(tiny_data: Path, tmp_path: Path, command: Command) -> Command:
+    def run(folder: Path, *overrides: str) -> Outcome:
+        made = f"hydra.run.dir={tmp_path}/made"
+        done = command("train", *tiny_overrides(tiny_data), made, f"resume={folder}", *overrides)
+        assert not (tmp_path / "made").exists()
+        return done
+
+    return run
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if not tag.startswith("reported/")
+    }
+
+
+def same_checkpoint(first: Path, second: Path, name: str) -> None:
+    """Weights, optimizer, schedule, callbacks and loops, but for the seconds that passed."""
+    contents = [
+        torch.load(folder / f"checkpoints/{name}.ckpt", weights_only=True)
+        for folder in (first, second)
+    ]
+    for content in contents:
+        for key in ("seconds", "training_seconds"):
+            del content["callbacks"]["Stopwatch"][key]
+        assert set(content) >= {"state_dict", "optimizer_states", "lr_schedulers", "loops"}
+    assert same(*contents)
+
+
+def same(first: Any, second: Any) -> bool:
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, list):
+        return len(first) == len(second) and all(map(same, first, second))
+    return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
+
+
+LONG = (
+    "trainer.max_epochs=4",
+    "callbacks.early_stopping.patience=3",
+    "optimizer.schedule=cosine",
+    "optimizer.lr=0.01",
+    "trainer.limit_train_batches=5",
+)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "hook"),
+    [
+        (0, "on_train_batch_start"),  # nothing is saved yet
+        (2, "on_train_batch_start"),
+        (2, "on_validation_start"),
+        (2, "on_train_epoch_end"),
+        (4, "on_train_end"),
+    ],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    train: Command,
+    resume: Command,
+    killed: Callable[..., Path],
+    tmp_path: Path,
+    *,
+    epoch: int,
+    hook: str,
+) -> None:
+    folder = killed(*LONG, epoch=epoch, hook=hook)
+    assert not Run(folder).finished
+    done = resume(folder)
+    assert done.status == 0, done.err
+    assert train("whole", *LONG).status == 0
+    whole = tmp_path / "whole"
+    for name in ("best", "last"):
+        same_checkpoint(folder, whole, name)
+    assert curves(folder) == curves(whole)
+    assert len(curves(folder)["train/acc"]) == 4
+    numbers, others = Run(folder).metrics, Run(whole).metrics
+    timed = {"seconds", "images_per_second"}
+    assert {key: numbers[key] for key in numbers.keys() - timed} == {
+        key: others[key] for key in others.keys() - timed
+    }
+    assert 0 < 4 * 160 / numbers["images_per_second"] < numbers["seconds"]
+
+
+def test_a_run_that_had_stopped_early_does_not_go_on(
+    resume: Command, killed: Callable[..., Path]
+) -> None:
+    stops = ("optimizer.lr=1e-30", "trainer.max_epochs=9", "callbacks.early_stopping.patience=2")
+    folder = killed(*stops, epoch=3, hook="on_train_end")
+    assert resume(folder).status == 0
+    assert Run(folder).metrics["epochs"] == 3
+    refused(resume(folder, "trainer.max_epochs=12"), "it stopped early, after 3")
+
+
+def test_what_resume_takes(resume: Command, killed: Callable[..., Path], tmp_path: Path) -> None:
+    """More epochs and other places; what the run's own configuration says otherwise is named."""
+    folder = killed("trainer.max_epochs=2", f"hydra.run.dir={tmp_path}/killed")
+    moved = folder.rename(tmp_path / "moved")
+    done = resume(moved, "seed=1", "model=cnn", "trainer.max_epochs=1", "data.val_size=100")
+    refused(done, "seed=1", "model=cnn", "trainer.max_epochs=1")
+    assert "val_size" not in done.err
+    assert not Run(moved).finished
+    assert resume(moved, "trainer.max_epochs=3").status == 0
+    assert Run(moved).metrics["epochs"] == 3
+    assert Run(moved).config.trainer.max_epochs == 3
+
+    before = state(moved)
+    done = resume(moved, "trainer.max_epochs=3")
+    assert (done.status, state(moved)) == (0, before)
+    assert f"{moved} is finished." in done.out
+    assert resume(moved, "trainer.max_epochs=4").status == 0
+    assert Run(moved).metrics["epochs"] == 4
+
+
+def test_what_cannot_be_resumed(
+    train: Command, resume: Command, killed: Callable[..., Path], tmp_path: Path
+) -> None:
+    refused(resume(tmp_path / "none"), "none is not a run folder", "no such folder")
+    folder = killed("trainer.max_epochs=2")
+    refused(train("grid", "-m", f"resume={folder}"), "resume continues one run, without -m")
+    refused(train("killed", "seed=1"), "another configuration", f"resume={os.path.relpath(folder)}")
+    last = Run(folder).last_checkpoint
+    last.write_bytes(last.read_bytes()[:-1000])
+    refused(resume(folder), str(last), "cannot be read")
+
+
+def test_a_grid_continues_what_was_interrupted(
+    train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of the second run, whose first epoch is then not trained again."""
+    arguments = ("-m", "seed=0,1", "trainer.max_epochs=2")
+    start = EpochSeed.on_train_epoch_start
+    epochs = []
+
+    def count(seed: EpochSeed, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        epochs.append((seed.seed, trainer.current_epoch))
+        if len(epochs) == 4:
+            raise Interrupted(signal.SIGTERM)
+        start(seed, trainer, module)
+
+    monkeypatch.setattr(EpochSeed, "on_train_epoch_start", count)
+    done = train("grid", *arguments)
+    assert done.status == 143
+    assert "1 whole epoch in" in done.err
+    assert "The same command again continues the grid." in done.err
+    assert train("grid", *arguments).status == 0
+    assert epochs == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 1)]
+    assert [run.metrics["epochs"] for run in Run.below(tmp_path / "grid")] == [2, 2]
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_in_order(
+    tiny_data: Path, tmp_path: Path, signum: signal.Signals, status: int
+) -> None:
+    """A real process, told to end in its third epoch; the epochs before stand."""
+    arguments = [
+        *tiny_overrides(tiny_data),
+        *SHORT[:2],
+        "trainer.max_epochs=100000",
+        "callbacks.early_stopping=null",
+        "hydra.run.dir=run",
+    ]
+    with subprocess.Popen(
+        [sys.executable, "-m", "fashion.train", *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(CONF.parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        run = Run(tmp_path / "run")
+        deadline = time.monotonic() + 60
+        while not run.last_checkpoint.exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signum)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == status, err
+    assert "Traceback" not in out + err
+    assert f"Interrupted by {signum.name}." in err
+    assert "python -m fashion.train resume=run" in err
+    assert "best validation accuracy" in err
+    assert torch.load(run.last_checkpoint, weights_only=True)["epoch"] >= 0
+    assert not [path for path in run.folder.rglob("*") if path.name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "found"),
+    [
+        (
+            ("optimizer=sgd", "optimizer.lr=1e30"),
+            "The loss became nan in epoch 1, step 2 of the run, at the",
+        ),
+        (
+            ("optimizer=sgd", "optimizer.lr=1e38", "trainer.limit_train_batches=1"),
+            "val/loss became nan in epoch 1",
+        ),
+        (
+            (
+                "optimizer=sgd",
+                "optimizer.lr=1e300",
+                "trainer.limit_train_batches=1",
+                "data.val_size=0",
+                "callbacks.early_stopping=null",
+            ),
+            "A weight became infinite or not a number in epoch 1",
+        ),
+    ],
+)
+def test_divergence(train: Command, tmp_path: Path, overrides: tuple[str], found: str) -> None:
+    done = train("a", *overrides, "optimizer.schedule=constant", "optimizer.warmup=0.0")
+    refused(done, found, "learning rate 1e+3", "lower optimizer.lr", "0 whole epochs")
+    assert not Run(tmp_path / "a").last_checkpoint.exists()
+
+
+@pytest.fixture
+def largest_file() -> Iterator[Callable[[int], None]]:
+    """Lets no file of this process grow beyond a size: what a full disk does, at any write."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("owner", "function", "size", "written"),
+    [
+        (Run, "claim", 100, "run/.hydra/hydra.yaml"),
+        (EpochSeed, "on_train_batch_end", 150, "run"),  # the events, which TensorBoard writes
+        (Checkpoints, "on_train_epoch_end", 20_000, "run/checkpoints/last.ckpt"),
+        (Run, "write_predictions", 1_000, "run/val.npz"),
+        (Run, "update_metrics", 300, "run/metrics.json"),
+        (train_module, "write_report", 20_000, "run/report.html"),
+    ],
+)
+def test_a_full_disk(
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    largest_file: Callable[[int], None],
+    owner: Any,
+    function: str,
+    size: int,
+    written: str,
+) -> None:
+    """In the second epoch, or where there are none: what was whole stands, and can be resumed."""
+    real = getattr(owner, function)
+    arguments = [*tiny_overrides(tiny_data), *SHORT[:2], f"hydra.run.dir={tmp_path}/run"]
+
+    def fill(*given: Any, **named: Any) -> Any:
+        if not (isinstance(given[1], pl.Trainer) and given[1].current_epoch == 0):
+            largest_file(size)
+        return real(*given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, function, fill)
+        assert run_command(patch, "train", *arguments, "trainer.max_epochs=3") == 1
+    largest_file(resource.RLIM_INFINITY)
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    assert re.match(rf"error: .*{written} cannot be written: File too large\.", err), err
+    run = Run(tmp_path / "run")
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
+    if function == "claim":
+        assert not run.folder.exists()
+        return
+    assert f"resume={os.path.relpath(run.folder)}" in err or run.finished
+    if isinstance(owner, type) and issubclass(owner, Callback):
+        assert torch.load(run.last_checkpoint, weights_only=True)["epoch"] == 0
+    again = [f"hydra.run.dir={tmp_path}/made", f"resume={run.folder}"]
+    assert run_command(monkeypatch, "train", *again) == 0
+    assert run.metrics["epochs"] == 3
+
+
+def test_two_processes_train_as_one(tiny_data: Path, tmp_path: Path) -> None:
+    """Real gloo; the last batch leaves one of them without a picture."""
+    share = ("data.batch_size=37", "data.val_size=103", "model=cnn", "model.network.dropout=0.0")
+    for devices in (1, 2):
+        done = python(
+            "-m",
+            "fashion.train",
+            *tiny_overrides(tiny_data),
+            *share,
+            "model.network.conv=[4]",
+            "optimizer=sgd",
+            "trainer.max_epochs=2",
+            f"trainer.devices={devices}",
+            f"trainer.strategy={'ddp' if devices == 2 else 'auto'}",
+            f"hydra.run.dir=run{devices}",
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr
+    one, two = (Run(tmp_path / f"run{devices}") for devices in (1, 2))
+    others = weights(two.folder, "last")
+    for name, weight in weights(one.folder, "last").items():
+        torch.testing.assert_close(weight, others[name], rtol=1e-3, atol=1e-4)
+    for tag, curve in curves(one.folder).items():
+        np.testing.assert_allclose(curves(two.folder)[tag], curve, atol=1e-4, err_msg=tag)
+    assert two.metrics["val/acc"] == pytest.approx(one.metrics["val/acc"])
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".hypothesis"]
 
 
 def test_data_that_is_not_there(train: Command, tmp_path: Path) -> None:
