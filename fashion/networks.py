@@ -96,6 +96,8 @@ class ResNet(nn.Sequential):
     """A small residual network made for 28 x 28, in the manner of KellerJordan/cifar10-airbench.
 
     A whitening layer, stages that each halve the picture, and one linear layer on what is left.
+    Gains below are points of validation accuracy after 6 epochs, one run each, so good to 0.2
+    (results/exploration/).
 
     Args:
         widths: channels of each stage; with three of them the sides are 27, 13, 6 and 3 pixels.
@@ -114,18 +116,20 @@ class ResNet(nn.Sequential):
             channels, side = width, side // 2
         if side < 1:
             raise UserError(f"widths = {widths}: a picture cannot be halved {len(widths)} times.")
+        # Where something is seen matters, in pictures as alike in their layout as these: 0.26 more
+        # than by each channel's maximum over the places.
         super().__init__(*layers, _Flatten(), nn.Linear(channels * side**2, CLASSES))
 
 
 class _Whitening(nn.Module):
     """Each 2 x 2 pixels as four uncorrelated numbers of unit variance, their two signs apart.
 
-    The principal components of the normalised training pictures' 2 x 2 patches are, to within two
-    hundredths, those of Haar: sum, vertical, horizontal and diagonal difference, with these
+    The principal components of the normalised training pictures' 2 x 2 patches are, to within 0.03
+    a weight, those of Haar: the sum, and the differences across, down and diagonally, with these
     variances. They stay as they are; only a bias is learned.
     """
 
-    COMPONENTS = ((1, 1, 1, 1), (1, 1, -1, -1), (1, -1, 1, -1), (1, -1, -1, 1))
+    COMPONENTS = ((1, 1, 1, 1), (1, -1, 1, -1), (1, 1, -1, -1), (1, -1, -1, 1))
     VARIANCES = (3.591, 0.3165, 0.2002, 0.0411)
 
     kernel: Tensor
@@ -148,7 +152,8 @@ class _Stage(nn.Module):
 
     def __init__(self, channels: int, width: int, depth: int) -> None:
         super().__init__()
-        # Normalised and rectified after pooling: a quarter of the pixels.
+        # Pooling before the convolution would save half of all operations, and cost 0.7 points.
+        # Normalised and rectified after it: a quarter of the pixels.
         self.halve = nn.Sequential(
             _convolution(channels, width),
             nn.MaxPool2d(2),
