@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -123,3 +124,36 @@ class Stopwatch(Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self.seconds = time.perf_counter() - self._fit_start
+
+
+class EpochReport(Callback):
+    """Tells a search how a run goes, and asks whether it shall go on.
+
+    Args:
+        report: is told each epoch, counted from 1, and its validation accuracy, 0..1.
+        before_epoch: is asked before each epoch, and raises what ends the fit.
+        before_step: likewise before each step.
+    """
+
+    def __init__(
+        self,
+        report: Callable[[int, float], None],
+        before_epoch: Callable[[], None],
+        before_step: Callable[[], None],
+    ) -> None:
+        self.report, self.before_epoch, self.before_step = report, before_epoch, before_step
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        self.before_epoch()
+
+    def on_train_batch_start(
+        self,
+        trainer: pl.Trainer,  # noqa: ARG002
+        pl_module: pl.LightningModule,  # noqa: ARG002
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        self.before_step()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        self.report(trainer.current_epoch + 1, trainer.callback_metrics["val/acc"].item())

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from fashion import UserError
 from fashion.command import clear_errors
-from fashion.run import PLACES, Predictions, Run
+from fashion.run import PLACES, VIEWS, Predictions, Run, common_predictions, listed
 
 # What two runs of one recipe may differ in. `test` reads the test set when training is over.
 NOT_THE_RECIPE = (*PLACES, "hydra", "seed", "test")
@@ -68,6 +68,7 @@ class Comparison(NamedTuple):
 
 class Table(NamedTuple):
     split: str
+    views: str
     images: int
     baseline: str
     rows: list[Row]  # best first
@@ -75,7 +76,12 @@ class Table(NamedTuple):
     notes: list[str]  # how the numbers came about
 
 
-def compare(paths: Iterable[Path], split: str = "val", baseline: str | None = None) -> Table:
+def compare(
+    paths: Iterable[Path],
+    split: str = "val",
+    baseline: str | None = None,
+    views: str = "single",
+) -> Table:
     """Compare the runs at or below `paths` with the group named `baseline`, or with the best.
 
     Raises:
@@ -83,10 +89,7 @@ def compare(paths: Iterable[Path], split: str = "val", baseline: str | None = No
             another or answered other images; no group is named `baseline`.
     """
     runs = _finished_runs(paths)
-    if split == "val":
-        _refuse_other_splits(runs)
-    answers = _answers(runs, split)
-    _refuse_other_labels(answers)
+    answers = common_predictions(runs, split, views)
     labels = answers[runs[0]].labels
     groups = _groups(answers)
     base = _baseline(groups, baseline)
@@ -97,7 +100,7 @@ def compare(paths: Iterable[Path], split: str = "val", baseline: str | None = No
         *_notes_on_comparisons(groups, base, comparisons, chosen=baseline is None),
     ]
     rows = [_row(group) for group in groups]
-    return Table(split, len(labels), base.name, rows, comparisons, notes)
+    return Table(split, views, len(labels), base.name, rows, comparisons, notes)
 
 
 def _finished_runs(paths: Iterable[Path]) -> list[Run]:
@@ -112,49 +115,9 @@ def _finished_runs(paths: Iterable[Path]) -> list[Run]:
     if unfinished := [run for run in runs if not run.finished]:
         raise UserError(
             f"{len(unfinished)} of {len(runs)} runs are unfinished; "
-            f"wait for them, or name the finished ones alone:\n{_listed(unfinished)}"
+            f"wait for them, or name the finished ones alone:\n{listed(unfinished)}"
         )
     return runs
-
-
-def _refuse_other_splits(runs: list[Run]) -> None:
-    for key in ("data.split_seed", "data.val_size"):
-        if len({OmegaConf.select(run.config, key) for run in runs}) > 1:
-            raise UserError(
-                f"These runs hold out different images for validation:\n{_listed(runs, key)}"
-            )
-
-
-def _answers(runs: list[Run], split: str) -> dict[Run, Predictions]:
-    answers, errors = {}, []
-    for run in runs:
-        try:
-            answers[run] = run.predictions(split)
-        except UserError as error:  # all at once: they are mended one by one
-            errors.append(str(error))
-    if errors:
-        raise UserError("\n".join(errors))
-    return answers
-
-
-def _refuse_other_labels(answers: dict[Run, Predictions]) -> None:
-    (first, expected), *_ = answers.items()
-    if other := [
-        run
-        for run, predictions in answers.items()
-        if not np.array_equal(predictions.labels, expected.labels)
-    ]:
-        raise UserError(
-            f"These runs answered other images than {first.folder}, or in another order: "
-            f"their labels are not the same.\n{_listed(other)}"
-        )
-
-
-def _listed(runs: Iterable[Run], key: str | None = None) -> str:
-    return "\n".join(
-        f"  {run.folder}" + (f"  {key}={OmegaConf.select(run.config, key)}" if key else "")
-        for run in runs
-    )
 
 
 def _groups(answers: dict[Run, Predictions]) -> list[Group]:
@@ -172,7 +135,7 @@ def _groups(answers: dict[Run, Predictions]) -> list[Group]:
         if len({run.config.seed for run in runs}) < len(runs):
             raise UserError(
                 f"Runs of {name} with the same seed are one measurement and would count as "
-                f"several; name the runs to compare:\n{_listed(runs, 'seed')}"
+                f"several; name the runs to compare:\n{listed(runs, 'seed')}"
             )
         probabilities = np.stack([answers[run].probabilities for run in runs])
         right = probabilities.argmax(axis=2) == answers[runs[0]].labels
@@ -330,7 +293,8 @@ def render_markdown(table: Table) -> str:
         ]
         for row in table.rows
     ]
-    accuracy = f"{table.split} accuracy, %"
+    mirrored = "" if table.views == "single" else f" ({table.views})"
+    accuracy = f"{table.split} accuracy{mirrored}, %"
     header = ["run", "n", accuracy, "95 % over seeds", "range", "parameters", "minutes"]
     parts = [_aligned(header, rows)]
     if table.comparisons:
@@ -371,7 +335,7 @@ def _aligned(header: list[str], rows: list[list[str]]) -> str:
 
 def render_csv(table: Table) -> str:
     """One line a group; the baseline's comparison with itself is left empty."""
-    shared = {"split": table.split, "images": table.images, "baseline": table.baseline}
+    shared = {key: getattr(table, key) for key in ("split", "views", "images", "baseline")}
     fields = [f"against_{field}" for field in Comparison._fields[1:]]
     against = {found.name: dict(zip(fields, found[1:], strict=True)) for found in table.comparisons}
     text = io.StringIO()
@@ -404,12 +368,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "paths", nargs="+", type=Path, metavar="RUN_OR_FOLDER", help="a folder: the runs below it"
     )
     parser.add_argument("--split", choices=("val", "test"), default="val")
+    parser.add_argument(
+        "--views", choices=VIEWS, default="single", help="mirrored: as fashion.evaluate made them"
+    )
     parser.add_argument("--baseline", metavar="NAME", help="a row's name (default: the best)")
     parser.add_argument("--format", choices=RENDERERS, default="markdown")
     parser.add_argument("--output", type=Path, metavar="FILE", help="instead of the terminal")
     options = parser.parse_args(arguments)
     with clear_errors():
-        table = compare(options.paths, options.split, options.baseline)
+        table = compare(options.paths, options.split, options.baseline, options.views)
         text = RENDERERS[options.format](table)
         if options.output is None:
             print(text, end="")

@@ -273,6 +273,97 @@ def examples(images: UInt8[np.ndarray, "10 28 28"]) -> Figure:
     return gallery(images, CLASSES, columns=5)
 
 
+def search_history(
+    numbers: Sequence[int], accuracies: Sequence[float], whole: Sequence[bool]
+) -> Figure:
+    """Each trial's accuracy, 0..1, and the best so far of those trained to their end (`whole`)."""
+    figure, axes = _chart(7.2, 3.1, "Accuracy by trial")
+    x, y, ended = np.array(numbers), np.array(accuracies, dtype=float), np.array(whole, dtype=bool)
+    axes.plot(x[~ended], y[~ended], "o", color=FAINT, ms=4, label="pruned")
+    axes.plot(x[ended], y[ended], "o", color=ACCENT, ms=4, label="trained to the end")
+    if ended.any():
+        best = np.maximum.accumulate(y[ended])
+        axes.step(x[ended], best, where="post", color=INK, lw=1, label="best so far")
+    _focus(axes, y)
+    axes.set_xlabel("trial")
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.yaxis.set_major_formatter(_per_cent)
+    _legend(axes, columns=3)
+    return figure
+
+
+def search_curves(curves: Sequence[tuple[Mapping[int, float], bool]]) -> Figure:
+    """Validation accuracy by epoch of every trial; those not trained to their end are faint.
+
+    Args:
+        curves: of each trial epoch -> accuracy, 0..1, and whether it was trained to its end.
+    """
+    figure, axes = _chart(7.2, 3.6, "Validation accuracy by epoch")
+    for curve, whole in sorted(curves, key=lambda pair: pair[1]):
+        axes.plot(
+            list(curve),
+            list(curve.values()),
+            color=ACCENT if whole else FAINT,
+            lw=1.2 if whole else 0.8,
+            marker="o" if len(curve) == 1 else "",
+            ms=3,
+        )
+    _focus(axes, np.array([value for curve, _ in curves for value in curve.values()], dtype=float))
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.yaxis.set_major_formatter(_per_cent)
+    return figure
+
+
+def importances(shares: Mapping[str, float]) -> Figure:
+    """How much of what makes trials good each parameter accounts for, 0..1, the largest first."""
+    figure, axes = _chart(7.2, 0.9 + 0.3 * len(shares), "")
+    rows = np.arange(len(shares))
+    axes.barh(rows, list(shares.values()), height=0.6, color=ACCENT)
+    axes.set_yticks(rows, list(shares))
+    axes.set_ylim(len(shares) - 0.4, -0.6)
+    axes.xaxis.set_major_formatter(_per_cent)
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def search_slice(
+    name: str,
+    values: Sequence[object],
+    accuracies: Sequence[float],
+    whole: Sequence[bool],
+    *,
+    log: bool,
+) -> Figure:
+    """Accuracy, 0..1, against one parameter's value, of the trials that had it."""
+    figure, axes = _chart(3.4, 2.6, name)
+    axes.title.set_fontsize(9)
+    y, ended = np.array(accuracies, dtype=float), np.array(whole, dtype=bool)
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        x = np.array(values, dtype=float)
+        if log:
+            axes.set_xscale("log")
+    else:
+        words = [str(value) for value in values]
+        names = sorted(set(words))
+        x = np.array([names.index(word) for word in words], dtype=float)
+        axes.set_xticks(range(len(names)), names)
+        axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.plot(x[~ended], y[~ended], "o", color=FAINT, ms=4)
+    axes.plot(x[ended], y[ended], "o", color=ACCENT, ms=4)
+    _focus(axes, y)
+    axes.yaxis.set_major_formatter(_per_cent)
+    return figure
+
+
+def _focus(axes: Axes, accuracies: Float[np.ndarray, " n"]) -> None:
+    """Show the upper three quarters of the values, which the others would press flat."""
+    known = accuracies[np.isfinite(accuracies)]
+    if len(known) > 3 and known.max() > (low := np.quantile(known, 0.25)):  # noqa: PLR2004
+        margin = 0.1 * (known.max() - low)
+        axes.set_ylim(max(low - margin, known.min() - margin), known.max() + margin)
+
+
 def dial(runs: Mapping[int, Sequence[tuple[float, float]]], peers: Mapping[str, float]) -> Figure:
     """Accuracy against training time, on a scale of its own: each doubling is as wide.
 

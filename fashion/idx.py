@@ -5,6 +5,7 @@ python -m fashion.idx [ROOT]        bring the data to ROOT (default: data)
 
 import argparse
 import contextlib
+import errno
 import gzip
 import hashlib
 import http.client
@@ -60,6 +61,7 @@ FETCH_ERRORS = (
     http.client.HTTPException,
     subprocess.SubprocessError,
 )
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 VERIFIED = (
     ".verified.json"  # {file name: [size, modification time in ns]} of files that once passed
 )
@@ -246,6 +248,8 @@ def _fetch(missing: list[str], folder: Path, scratch: Path) -> None:
                 _install(name, locate(name), folder, scratch)
                 missing.remove(name)
         except FETCH_ERRORS as error:
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                raise  # another source would not help
             reports.append(f"  {source}: {_reason(error)}")
         if not missing:
             return

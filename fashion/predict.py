@@ -98,8 +98,7 @@ def predict(run: Run, images: UInt8[np.ndarray, "n 28 28"]) -> list[Answer]:
 
     temperature = run.metrics.get("val/temperature")
     if temperature is None:
-        validated = run.config.data.val_size > 0
-        temperature = metrics.fit_temperature(*run.predictions("val")) if validated else 1.0
+        temperature = metrics.fit_temperature(*run.predictions("val")) if run.validates else 1.0
     network = classifier.load_classifier(run)
     probabilities = metrics.apply_temperature(
         classifier.predict(network, torch.from_numpy(images)).numpy(), temperature

@@ -68,7 +68,7 @@ def page(
     images: UInt8[np.ndarray, "n 28 28"],
     indices: Int[np.ndarray, " n"],
     examples: UInt8[np.ndarray, "10 28 28"],
-    temperature: float,
+    temperature: float | None,
 ) -> str:
     """The report of one run on one split, of at least one picture.
 
@@ -83,13 +83,14 @@ def page(
         images: the pictures, light on black as the dataset has them.
         indices: the pictures' positions in the split's official file, from 0.
         examples: a picture of each class, in order.
-        temperature: fitted on the validation split.
+        temperature: fitted on the validation split; None where none was.
     """
     answers = Answers(split, labels, probabilities, images, indices)
-    calibrated = replace(
-        answers, probabilities=metrics.apply_temperature(probabilities, temperature)
-    )
-    drawing = _Drawing()
+    calibrated = None
+    if temperature is not None:
+        scaled = metrics.apply_temperature(probabilities, temperature)
+        calibrated = replace(answers, probabilities=scaled)
+    drawing = Drawing()
     sections = (
         ("run", "The run", _run(run_metrics, configuration)),
         ("result", "Result", _result(answers)),
@@ -102,16 +103,32 @@ def page(
         ("calibration", "Calibration", _calibration(answers, calibrated, temperature, drawing)),
         ("conclusions", "Conclusions", _conclusions(answers, calibrated)),
     )
-    style, script = _beside("report.css"), _beside("report.js")
+    title = f"{name}: report on Fashion-MNIST"
+    return frame(title, _header(name, examples), sections, script=_beside("report.js"))
+
+
+def frame(
+    title: str, header: str, sections: Iterable[tuple[str, str, str]], *, script: str = ""
+) -> str:
+    """A whole page, which may load nothing and run this script alone.
+
+    Args:
+        title: plain text.
+        header: HTML.
+        sections: of each its id, its title and its body, the last two HTML.
+        script: JavaScript.
+    """
+    style = _beside("report.css")
     policy = (
         "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
         f"style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     )
+    sections = list(sections)
     return Template(_beside("report.html")).substitute(
         policy=policy,
-        title=html.escape(f"{name}: report on Fashion-MNIST"),
+        title=html.escape(title),
         style=style,
-        header=_header(name, examples),
+        header=header,
         contents="\n".join(
             f'<li><a href="#{key}">{key.capitalize()}</a>' for key, _, _ in sections
         ),
@@ -354,7 +371,7 @@ def _result(answers: Answers) -> str:
 <p class="note">{fairness}</p>"""
 
 
-def _learning(history: figures.History, best_epoch: object, drawing: "_Drawing") -> str:
+def _learning(history: figures.History, best_epoch: object, drawing: "Drawing") -> str:
     if not history.get("epoch"):
         return "<p>No learning curves were recorded.</p>"
     best = best_epoch if isinstance(best_epoch, int) and best_epoch in history["epoch"] else None
@@ -416,7 +433,7 @@ its pictures.</p>
 </div>"""
 
 
-def _classes(answers: Answers, drawing: "_Drawing") -> str:
+def _classes(answers: Answers, drawing: "Drawing") -> str:
     def cell(value: float, interval: Interval) -> str:
         return f"<td>{_per_cent(value)}<small>{_interval(interval)}</small>"
 
@@ -562,44 +579,52 @@ number is a picture's {_place(answers.split)}.</p>
 
 
 def _calibration(
-    answers: Answers, calibrated: Answers, temperature: float, drawing: "_Drawing"
+    answers: Answers, calibrated: Answers | None, temperature: float | None, drawing: "Drawing"
 ) -> str:
-    before, after = (
+    given = {"As the model answers": answers}
+    if calibrated is None:
+        after = ". No temperature is fitted: that takes a validation split"
+    else:
+        given[f"At temperature {temperature:.3g}"] = calibrated
+        same = (
+            ", these same pictures, which flatters it a little"
+            if answers.split == "validation"
+            else ""
+        )
+        after = f""", and
+<b>{_per_cent(calibrated.scores["ece"])}</b> after the logits are divided by a temperature of
+{temperature:.3g}. That was fitted on the validation split{same}; it changes no answer, only how
+sure the model says it is"""
+    charts = "\n".join(
         drawing(
             figures.reliability_diagram(
-                metrics.reliability(given.labels, given.probabilities), title
+                metrics.reliability(shown.labels, shown.probabilities), title
             ),
             f"{title}: how often answers of each confidence were right.",
         )
-        for given, title in (
-            (answers, "As the model answers"),
-            (calibrated, f"At temperature {temperature:.3g}"),
-        )
-    )
-    raw_error, error = (_per_cent(given.scores["ece"]) for given in (answers, calibrated))
-    same = (
-        ", these same pictures, which flatters it a little" if answers.split == "validation" else ""
+        for title, shown in given.items()
     )
     return f"""<p>Of the answers given with a confidence of 80{THIN}%, 80{THIN}% should be right.
-The expected calibration error, the mean distance from that, is <b>{raw_error}</b>, and
-<b>{error}</b> after the logits are divided by a temperature of {temperature:.3g}. That was fitted
-on the validation split{same}; it changes no answer, only how sure the model says it is.</p>
+The expected calibration error, the mean distance from that, is
+<b>{_per_cent(answers.scores["ece"])}</b>{after}.</p>
 <div class="figures">
-{before}
-{after}
+{charts}
 </div>
 <p class="note">Points below the diagonal: surer than right. Lines are 95{THIN}% intervals; the bars
 at the foot show how many answers have which confidence.</p>"""
 
 
-def _conclusions(answers: Answers, calibrated: Answers) -> str:
+def _conclusions(answers: Answers, calibrated: Answers | None) -> str:
     confidence = float(answers.probabilities.max(axis=1).mean())
-    before, after = (_per_cent(given.scores["ece"]) for given in (answers, calibrated))
+    error = _per_cent(answers.scores["ece"])
     said = [
         *conclusions(answers),
-        (
-            f"Its mean confidence is {_per_cent(confidence)}; temperature scaling takes the "
-            f"expected calibration error from {before} to {after}."
+        f"Its mean confidence is {_per_cent(confidence)}; "
+        + (
+            f"the expected calibration error is {error}."
+            if calibrated is None
+            else "temperature scaling takes the expected calibration error "
+            f"from {error} to {_per_cent(calibrated.scores['ece'])}."
         ),
     ]
     return (
@@ -610,7 +635,7 @@ def _conclusions(answers: Answers, calibrated: Answers) -> str:
 # Pieces of them.
 
 
-class _Drawing:
+class Drawing:
     """Turns figures into inline SVG that follows the page's colours, fonts and policy."""
 
     def __init__(self) -> None:

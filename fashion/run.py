@@ -5,7 +5,9 @@ checkpoints/         best.ckpt, last.ckpt
 events.out.tfevents  TensorBoard
 metrics.json         one flat object, written when the run has finished
 val.npz, test.npz    labels and probabilities of the checkpoint reported
-report.html
+val_mirrored.npz, test_mirrored.npz    the same, averaged over each picture and its mirror image
+report.html, figures/
+projector_config.pbtxt, 00000/    TensorBoard's projector
 """
 
 import contextlib
@@ -20,10 +22,10 @@ import subprocess
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -33,9 +35,16 @@ from yaml import YAMLError
 
 from fashion import UserError, schema
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
 # Where a run's files lie and how it shows itself: two runs that differ in these alone are the same.
 PLACES = ("name", "sweep", "report", "resume", "data.root", "trainer.progress_bar")
+# What a run predicts from: each picture, or the mean over it and its mirror image.
+VIEWS = ("single", "mirrored")
+# What a finished run holds of the checkpoint that it reports.
+REPORTED = ("metrics.json", "*.npz", "report.html", "figures/*.png")
 # What numpy raises on a file that is not an .npz, or not a whole or an honest one.
 BROKEN_ARRAYS = (
     OSError,
@@ -47,6 +56,10 @@ BROKEN_ARRAYS = (
     zipfile.BadZipFile,
     zlib.error,
 )
+
+
+class BusyError(UserError):
+    """Another process writes the run folder."""
 
 
 class Predictions(NamedTuple):
@@ -103,9 +116,21 @@ class Run:
     @property
     def reported_checkpoint(self) -> Path:
         """The one that validation chose; the last of a fixed budget, or with nothing held out."""
-        fixed_budget = self.config.get("checkpoint", "best") == "last"
-        chosen = self.config.data.val_size and not fixed_budget
+        chosen = self.validates and self.config.get("checkpoint") != "last"
         return self.best_checkpoint if chosen else self.last_checkpoint
+
+    @property
+    def validates(self) -> bool:
+        """Whether the run held pictures out to validate on.
+
+        Raises:
+            UserError: its configuration does not say.
+        """
+        data = self.config.get("data")
+        size = data.get("val_size") if isinstance(data, DictConfig) else None
+        if not isinstance(size, int):
+            raise UserError(f"{self._config_file} has no number under data.val_size.")
+        return size > 0
 
     @cached_property
     def config(self) -> DictConfig:
@@ -167,20 +192,21 @@ class Run:
         metrics = (self.metrics if self.finished else {}) | new
         self.write_text("metrics.json", json.dumps(metrics, indent=2) + "\n")
 
-    def predictions(self, split: str) -> Predictions:
+    def predictions(self, split: str, views: str = "single") -> Predictions:
         """What `write_predictions` wrote for "val" or "test".
 
         Raises:
             UserError: the file is missing or broken.
         """
-        path = self.folder / f"{split}.npz"
+        path = self.folder / _predictions_file(split, views)
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 labels, probabilities = arrays["labels"], arrays["probabilities"]
         except FileNotFoundError as error:
+            views_given = "" if views == "single" else f" --views {views}"
             raise UserError(
-                f"{self.folder} has no predictions for {split}; make them with\n"
-                f"  python -m fashion.evaluate {self.folder} --split {split}"
+                f"{self.folder} has no predictions for {split}{views_given}; make them with\n"
+                f"  python -m fashion.evaluate {self.folder} --split {split}{views_given}"
             ) from error
         except BROKEN_ARRAYS as error:
             raise UserError(f"{path} cannot be read: {error}") from error
@@ -197,8 +223,15 @@ class Run:
             raise UserError(f"{path} does not hold n labels, 0..9, and n x 10 probabilities.")
         return Predictions(labels, probabilities)
 
-    def write_predictions(self, split: str, predictions: Predictions) -> None:
-        self._write(f"{split}.npz", lambda file: np.savez(file, **predictions._asdict()))
+    def write_predictions(
+        self, split: str, predictions: Predictions, views: str = "single"
+    ) -> None:
+        self._write(
+            _predictions_file(split, views), lambda file: np.savez(file, **predictions._asdict())
+        )
+
+    def write_figure(self, name: str, figure: "Figure") -> None:
+        self._write(f"figures/{name}.png", lambda file: figure.savefig(file, format="png", dpi=150))
 
     def write_text(self, name: str, text: str) -> None:
         self._write(name, lambda file: file.write(text.encode()))
@@ -235,7 +268,7 @@ class Run:
                 # The system lets go of it when the process ends, however it ends.
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise UserError(f"Another process is writing the run {self.folder}.") from error
+                raise BusyError(f"Another process is writing the run {self.folder}.") from error
             if self.finished and not extend:
                 raise UserError(f"{self.folder} holds a finished run already.")
             if self._config_file.is_file():
@@ -255,7 +288,9 @@ class Run:
             self.write_text(".hydra/overrides.yaml", OmegaConf.to_yaml(hydra.overrides.task))
         self.write_text(".hydra/config.yaml", OmegaConf.to_yaml(config, resolve=True))
         vars(self).pop("config", None)  # what was read before
-        (self.folder / "metrics.json").unlink(missing_ok=True)
+        for pattern in REPORTED:  # by an end that is none now
+            for path in self.folder.glob(pattern):
+                path.unlink()
         for scratch in self.folder.rglob(".*.tmp"):  # of a process that was killed in writing
             scratch.unlink()
 
@@ -272,6 +307,54 @@ class Run:
     def same_configuration(self, config: DictConfig) -> bool:
         """Whether this run was made with `config`, apart from where things lie."""
         return bool(_identity(self.config) == _identity(config))
+
+
+def _predictions_file(split: str, views: str) -> str:
+    return f"{split}.npz" if views == "single" else f"{split}_{views}.npz"
+
+
+def refuse_other_splits(runs: Sequence[Run]) -> None:
+    """Raises UserError: the runs held different pictures out for validation."""
+    for key in ("data.split_seed", "data.val_size"):
+        if len({OmegaConf.select(run.config, key) for run in runs}) > 1:
+            raise UserError(
+                f"These runs hold out different images for validation:\n{listed(runs, key)}"
+            )
+
+
+def common_predictions(
+    runs: Sequence[Run], split: str, views: str = "single"
+) -> dict[Run, Predictions]:
+    """What several runs answered to the same pictures.
+
+    Raises:
+        UserError: one has no predictions, or they answered different pictures.
+    """
+    if split == "val":
+        refuse_other_splits(runs)
+    answers, errors = {}, []
+    for run in runs:
+        try:
+            answers[run] = run.predictions(split, views)
+        except UserError as error:  # all at once: they are mended one by one
+            errors.append(str(error))
+    if errors:
+        raise UserError("\n".join(errors))
+    (first, expected), *others = answers.items()
+    if other := [run for run, given in others if not np.array_equal(given.labels, expected.labels)]:
+        raise UserError(
+            f"These runs answered other images than {first.folder}, or in another order: "
+            f"their labels are not the same.\n{listed(other)}"
+        )
+    return answers
+
+
+def listed(runs: Iterable[Run], key: str | None = None) -> str:
+    """A line a run, with what its configuration says under `key`."""
+    return "\n".join(
+        f"  {run.folder}" + (f"  {key}={OmegaConf.select(run.config, key)}" if key else "")
+        for run in runs
+    )
 
 
 @contextlib.contextmanager

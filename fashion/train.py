@@ -87,8 +87,9 @@ def train(
     import lightning.pytorch as pl
     from hydra.utils import instantiate
 
+    from fashion import board
     from fashion.callbacks import Checkpoints, EpochSeed, Stopwatch
-    from fashion.classifier import Classifier, read_checkpoint
+    from fashion.classifier import Classifier, load_classifier, read_checkpoint
     from fashion.trainer import prepare_process
 
     prepare_process()
@@ -137,16 +138,25 @@ def train(
     if validates:
         metrics |= evaluate(run, "val", data)
     if config.test:
-        metrics |= evaluate(run, "test", data)
-    # HPARAMS: what the run was given beside what it reports. It stands after the last checkpoint's
-    # step, so that a run killed here and continued does not log it twice.
+        metrics |= evaluate(run, "test", data, temperature=metrics.get("val/temperature"))
+    # HPARAMS: what the run was given beside what it reports, without the single classes. Accuracy
+    # comes first, since of many columns TensorBoard shows five. It stands after the last
+    # checkpoint's step, so that a run killed here and continued does not log it twice.
     steps_done = trainer.global_step + 1
     trainer.logger.log_hyperparams(
         OmegaConf.to_container(config, resolve=True),
-        {f"reported/{key}": value for key, value in metrics.items() if isinstance(value, float)},
+        {
+            f"reported/{key}": value
+            for key, value in sorted(metrics.items(), key=lambda item: "/" not in item[0])
+            if isinstance(value, float) and key.count("/") <= 1
+        },
         step=steps_done,
     )
     run.update_metrics(metrics)
+    writer, network = trainer.logger.experiment, load_classifier(run).network
+    board.write_graph(writer, network)
+    if validates:
+        board.write_review(writer, steps_done, network, run.predictions("val"), data.val)
     if report and validates:
         write_report(run, "val", data)
     return metrics.get("val/acc")

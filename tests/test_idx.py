@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import http.server
 import os
+import resource
 import socket
 import threading
 import tracemalloc
@@ -329,6 +330,18 @@ def test_what_cannot_be_written_or_read(tmp_path: Path, root: Path) -> None:
     (idx.raw_folder(root) / FIRST).mkdir(parents=True)
     with pytest.raises(UserError, match=f"{FIRST} is not .*not a file"):
         idx.ensure(root)
+
+
+def test_a_full_disk(root: Path, largest_file: Callable[[int], None]) -> None:
+    """One message that says so, not one a source, and nothing half-written."""
+    folder = put(idx.raw_folder(root), CONTENTS, compress=True)
+    before = files(root)
+    largest_file(4)
+    with pytest.raises(UserError, match=r"data cannot be written there \(File too large\)"):
+        idx.ensure(root)
+    largest_file(resource.RLIM_INFINITY)
+    assert files(root) == before
+    assert {path.name for path in folder.iterdir()} == before
 
 
 def test_the_mirrors_are_torchvision_s(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,512 @@
+"""Search a space for the best configuration, and say when to stop (Hydra).
+
+python -m fashion.tune search=deck              a search; the same command again continues it
+python -m fashion.tune search=deck workers=2 hours=1 model=cnn trainer.max_epochs=10
+python -m fashion.tune -m search=deck storage=postgresql://... worker=range(8) hydra/launcher=...
+
+Design. A trial is an ordinary run, in FOLDER/trials/NUMBER; what may vary in it is a `Space`. The
+search is one Optuna study, which hands out trials, prunes them and finds what died (study.py); the
+study and the folder are all that there is of a search, so that any number of workers, here or
+elsewhere, take part in it by the same command, and leave at any moment.
+
+A worker (worker=N) runs trials until the search is over, then what is left of the verdict: the best
+configurations and the one that the search began with, trained anew on fresh seeds in
+FOLDER/confirm/. Such a run is taken by claiming its folder, as every run is. The command without
+worker= starts `workers` of them as processes of their own, starts those again that die, and shows
+how the search goes. Who comes to the end writes the conclusion, which follows from the study and
+the runs alone: search.json with every number, search.html, and the winner as a recipe.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from fashion import UserError, schema
+from fashion.command import Interrupted, clear_errors, message, mistake
+from fashion.compare import Table, compare, render_markdown
+from fashion.run import PLACES, BusyError, Run, provenance, replacing
+from fashion.search import PARENT, Candidate, Search, plain
+from fashion.space import Space
+from fashion.train import CONF, SETTINGS, check, train
+from fashion.workers import count, duration, end_with_parent, per_cent, supervise
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial, Trial
+
+# Types of the keys that are a search's and not a run's.
+SEARCH_SETTINGS: dict[str, Any] = {
+    "search": dict[str, dict[str, Any]],
+    "folder": str,
+    "trials": schema.PositiveInt,
+    "hours": schema.Rate | None,
+    "improvement": dict[str, schema.NonNegative] | None,
+    "pruning": dict[str, schema.PositiveInt] | None,
+    "confirm": dict[str, schema.NonNegativeInt],
+    "workers": schema.PositiveInt,
+    "worker": schema.NonNegativeInt | None,
+    "storage": str | None,
+    "heartbeat": schema.PositiveInt,
+}
+RECIPES = CONF / "experiment"
+WRITTEN = "Written by python -m fashion.tune"
+
+
+def checked(config: DictConfig) -> Search:
+    """The search that `config` describes, as far as it can be checked without torch and Optuna.
+
+    Raises:
+        UserError: naming the key, the value and what is allowed.
+    """
+    whole: Any = OmegaConf.to_container(config, resolve=True)
+    schema.check(whole, SETTINGS | SEARCH_SETTINGS)
+    for key, wrong, why in (
+        ("test", config.test, "a search is for choosing, which never reads the test set."),
+        ("resume", config.resume is not None, "a search goes on by its own command."),
+        ("trainer.devices", config.trainer.devices > 1, "a trial runs on one; see workers."),
+        ("data.val_size", not config.data.val_size, "a search needs pictures held out."),
+        ("pruning.factor", (config.pruning or {}).get("factor") == 1, "it must be 2 or more."),
+        ("confirm.top", not config.confirm.top, "it must be 1 or more."),
+    ):
+        if wrong:
+            raise UserError(f"{key} = {OmegaConf.select(config, key)}: {why}")
+    training = OmegaConf.create(
+        {key: value for key, value in whole.items() if key not in SEARCH_SETTINGS}
+    )
+    space = Space.parse(whole["search"], training)
+    check(training)
+    return Search(config, training, space, Path(config.folder))
+
+
+# A worker.
+
+
+def work(search: Search) -> None:
+    """Run trials until the search is over, then what is left of the verdict."""
+    from fashion.study import SILENCE, doom, run_trials
+
+    run_trials(
+        search.study,
+        lambda trial, number: _trial(search, trial, number),
+        search.limits(),
+        deadline=search.deadline,
+        first=search.first,
+        silence=SILENCE * search.config.heartbeat,
+    )
+    if not doom(search.drawn(search.first)):
+        _confirm(search)
+
+
+def _trial(search: Search, trial: "Trial", number: int) -> float:
+    """One trial's value: the reported checkpoint's validation accuracy, 0..1."""
+    from optuna import TrialPruned
+
+    from fashion.callbacks import EpochReport
+    from fashion.study import Over
+
+    config = search.trial_config(number, search.space.suggest(trial))
+    (this,) = (t for t in trial.study.get_trials(deepcopy=False) if t.number == trial.number)
+    known = set(this.intermediate_values)
+
+    def report(epoch: int, accuracy: float) -> None:
+        if epoch not in known:  # else it was killed between the report and the checkpoint
+            trial.report(accuracy, epoch)
+
+    def before_epoch() -> None:
+        if trial.should_prune():
+            raise TrialPruned
+
+    def before_step() -> None:
+        if search.deadline is not None and time.time() >= search.deadline:
+            raise Over
+
+    run = search.trial_run(number)
+    value = _run(config, run, EpochReport(report, before_epoch, before_step))
+    for key in ("best_epoch", "epochs", "parameters", "seconds"):
+        trial.set_user_attr(key, run.metrics.get(key))
+    return value
+
+
+def _run(config: DictConfig, run: Run, *callbacks: Any, wait: bool = True) -> float:
+    """Train `run`, or what is left of it.
+
+    Raises:
+        BusyError: another process writes it, and we do not wait.
+    """
+    try:
+        while not run.finished:
+            try:
+                with run.claim(config):
+                    train(config, run, report=False, callbacks=callbacks)
+            except BusyError:
+                # A worker that was taken for dead, as after a laptop's sleep: it will end.
+                if not wait:
+                    raise
+                time.sleep(1)
+            except UserError:
+                if not run.finished:  # by such a worker, just before we held the folder
+                    raise
+    finally:
+        _release_memory()
+    return float(run.metrics["val/acc"])
+
+
+def _release_memory() -> None:
+    """What the last run held must not be missing to the next."""
+    gc.collect()
+    if "torch" in sys.modules and (torch := sys.modules["torch"]).cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _confirm(search: Search) -> None:
+    """Train what the verdict lacks, beside other processes that do the same."""
+    from fashion.study import describe
+
+    left = {
+        run.folder: (run, OmegaConf.merge(candidate.config, {"seed": seed}))
+        for candidate in search.candidates()
+        for seed, run in search.confirm_runs(candidate).items()
+    }
+    while left := {key: task for key, task in left.items() if not task[0].finished}:
+        busy = 0
+        for key, (run, config) in list(left.items()):
+            try:
+                _run(config, run, wait=False)  # type: ignore[arg-type]
+            except BusyError:
+                busy += 1
+            except Exception as error:  # noqa: BLE001 - one failing run must not cost the others
+                search.study.set_user_attr(f"failed {run.folder.name}", describe(error))
+                del left[key]
+        if busy == len(left):
+            time.sleep(0.5)
+
+
+# The conclusion.
+
+
+class Verdict(NamedTuple):
+    """The best configurations on fresh seeds."""
+
+    table: Table  # rows best first
+    start: Candidate | None  # what the search began with, if it could be trained
+    winner: Candidate
+
+
+def verdict(search: Search, chosen: list[Candidate]) -> Verdict | None:
+    """What the runs of the verdict say of the configurations that all seeds were trained of."""
+    runs = {candidate.name: search.confirm_runs(candidate).values() for candidate in chosen}
+    whole = [c for c in chosen if runs[c.name] and all(run.finished for run in runs[c.name])]
+    if not whole:
+        return None
+    original = Candidate(0, "", search.trial_config(0, {}), None)
+    start = next(filter(original.alike, whole), None)
+    table = compare(
+        [run.folder for candidate in whole for run in runs[candidate.name]],
+        baseline=start and start.name,
+    )
+    return Verdict(table, start, next(c for c in whole if c.name == table.rows[0].name))
+
+
+def conclude(search: Search) -> None:
+    """Write search.json, search.html and the recipe, and print what there is to say.
+
+    Raises:
+        UserError: all trials failed for one reason.
+    """
+    from fashion import search_page
+    from fashion.study import doom
+
+    trials = search.drawn()
+    if why := doom(search.drawn(search.first)):
+        raise UserError(
+            f"The search has stopped: its first trials failed, all for one reason.\n  {why}\n"
+            "When that is mended, the same command continues."
+        )
+    chosen = search.candidates()
+    found = verdict(search, chosen)
+    failures = {
+        key.removeprefix("failed "): text
+        for key, text in search.study.user_attrs.items()
+        if key.startswith("failed ")
+        and not Run(search.folder / "confirm" / key.removeprefix("failed ")).finished
+    }
+    summary = _summary(search, trials, found, failures)
+    if found:
+        summary.append(_write_recipe(search, trials, found))
+    record = _record(search, trials, chosen, found, summary)
+    _write(search.folder / "search.json", json.dumps(record, indent=2) + "\n")
+    _write(
+        search.folder / "search.html",
+        search_page.page(search.name, search.study, trials, summary, found and found.table),
+    )
+    print("\n".join(["", *summary, f"Page {search.folder / 'search.html'}"]))
+
+
+def _summary(
+    search: Search,
+    trials: list["FrozenTrial"],
+    found: Verdict | None,
+    failures: Mapping[str, str],
+) -> list[str]:
+    """What the search did, why it ended, what more of it would bring, and what came out."""
+    from optuna.trial import TrialState
+
+    from fashion.study import completed, ended, finished, gain_of_second_half, origin, seconds
+
+    done, best = finished(trials), completed(trials)
+    states = [trial.state for trial in done]
+    counts = (
+        f"{count(len(done), 'trial')} in {duration(seconds(done))}: "
+        f"{len(best)} trained to the end, {states.count(TrialState.PRUNED)} pruned, "
+        f"{states.count(TrialState.FAIL)} failed."
+    )
+    lines = [counts]
+    why = ended(trials, search.limits(), search.deadline)
+    lines.append(f"It ended because {why}." if why else "It was interrupted.")
+    gain = gain_of_second_half(trials)
+    lines.append(
+        "Going on: too few trials have been trained to the end to say what it would bring."
+        if gain is None
+        else f"Going on: the second half of the trials raised the best by {100 * gain:.2f} points; "
+        f"{len(done)} more can be expected to bring about as much, or less."
+    )
+    if not best:
+        return [*lines, "No trial was trained to its end, so that there is nothing to choose."]
+    lines.append(
+        f"The search's own best: {per_cent(best[0].value)}, trial {origin(best[0])}; being the "
+        f"highest of {len(done)}, it flatters."
+    )
+    lines += [f"Not trained: {name}: {text}" for name, text in failures.items()]
+    if found is None:
+        return [*lines, "There is no verdict: nothing was trained on fresh seeds."]
+    table = render_markdown(found.table).rstrip().splitlines()
+    lines += ["", "On fresh seeds, which the search has not used:", "", *table, ""]
+    lines += _judgement(search, found)
+    return lines
+
+
+def _judgement(search: Search, found: Verdict) -> list[str]:
+    row, *_ = found.table.rows
+    over = "" if row.low is None else f" (95 % over seeds {row.low:.2f} to {row.high:.2f})"
+    seeds = count(row.n, "fresh seed")
+    winner = (
+        f"Winner: trial {found.winner.trial}, {row.accuracy:.2f} %{over} on {seeds}; the search "
+        f"had measured {per_cent(found.winner.found)}."
+    )
+    lines = [winner]
+    if found.start is None:
+        lines.append("What the search began with could not be trained, and is not compared.")
+    elif found.start == found.winner:
+        lines.append("That is the configuration the search began with: nothing found is better.")
+    else:
+        gap = next(each for each in found.table.comparisons if each.name == found.winner.name)
+        p_value = "p < 0.001" if gap.p_value < 0.001 else f"p = {gap.p_value:.3f}"  # noqa: PLR2004
+        lines.append(
+            f"Against what the search began with (trial 0): {gap.difference:+.2f} points "
+            f"(95 % {gap.low:+.2f} to {gap.high:+.2f}, {p_value})."
+        )
+    values = {
+        key: plain(OmegaConf.select(found.winner.config, key)) for key in search.config.search
+    }
+    return [*lines, *(f"  {key}={_override(value)}" for key, value in values.items())]
+
+
+def _override(value: Any) -> str:
+    """A value as the command line takes it."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def _record(
+    search: Search,
+    trials: list["FrozenTrial"],
+    chosen: list[Candidate],
+    found: Verdict | None,
+    summary: list[str],
+) -> dict[str, Any]:
+    """Every number of the search."""
+    from fashion.study import origin, reason, seconds
+
+    return {
+        "command": search.command(),
+        "summary": summary,
+        "seconds": seconds(trials),
+        "trials": [
+            {
+                "trial": origin(trial),
+                "state": trial.state.name.lower(),
+                "value": trial.value,
+                "reason": reason(trial) if trial.state.name == "FAIL" else None,
+                "accuracy_by_epoch": trial.intermediate_values,
+                "parameters": trial.params,
+                "attributes": trial.user_attrs,
+                "began": trial.datetime_start and trial.datetime_start.isoformat(),
+                "ended": trial.datetime_complete and trial.datetime_complete.isoformat(),
+            }
+            for trial in trials
+        ],
+        "verdict": {
+            candidate.name: {
+                seed: run.metrics.get("val/acc")
+                for seed, run in search.confirm_runs(candidate).items()
+                if run.finished
+            }
+            for candidate in chosen
+        },
+        "winner": found and found.winner.name,
+        "comparisons": found and [each._asdict() for each in found.table.comparisons],
+        **provenance(),
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def _write_recipe(search: Search, trials: list["FrozenTrial"], found: Verdict) -> str:
+    """Write the winner to conf/experiment/, or beside the search; say where, and how to run it."""
+    recipe = f"{search.name}.yaml"
+    text = _recipe(search, trials, found)
+    wanted = RECIPES / recipe
+    try:
+        if wanted.exists() and WRITTEN not in wanted.read_text(encoding="utf-8"):
+            raise UserError(f"{wanted} is there already, and no search has written it.")  # noqa: TRY301
+        _write(wanted, text)
+    except UserError as error:
+        obstacle = error
+    else:
+        return f"Train it with: python -m fashion.train experiment={search.name}"
+    _write(search.folder / recipe, text)
+    return (
+        f"{obstacle} So the recipe lies in {search.folder / recipe}; where it stands in "
+        "conf/experiment as NAME.yaml, experiment=NAME trains it."
+    )
+
+
+def _recipe(search: Search, trials: list["FrozenTrial"], found: Verdict) -> str:
+    """A file for conf/experiment/: what the winner says otherwise than train.yaml."""
+    there = GlobalHydra.instance().is_initialized()  # not where a launcher has started us
+    with (
+        contextlib.nullcontext() if there else initialize_config_dir(str(CONF), version_base="1.3")
+    ):
+        usual = compose("train", return_hydra_config=True).hydra.runtime.choices
+        choices = {
+            group: choice
+            for group, choice in HydraConfig.get().runtime.choices.items()
+            if group in usual and "/" not in group and group != "experiment"
+            if choice != usual[group]
+        }
+        as_it_is = compose("train", [f"{group}={choice}" for group, choice in choices.items()])
+    other = _difference(plain(found.winner.config), OmegaConf.to_container(as_it_is, resolve=True))
+    body: dict[str, Any] = {
+        "defaults": [{f"override /{group}": choice} for group, choice in choices.items()],
+        "name": search.name,
+        **{key: value for key, value in other.items() if key not in (*PLACES, "seed")},
+    }
+    if not choices:
+        del body["defaults"]
+    with contextlib.suppress(KeyError):
+        del body["data"]["root"]
+    row = found.table.rows[0]
+    said = [
+        f"python -m fashion.train experiment={search.name}",
+        f"{row.parameters:,} parameters, {row.minutes:.1f} minutes on {provenance()['machine']}",
+        f"Search: {search.command()}",
+        *_judgement(search, found)[:2],
+        f"The highest of {len(trials)} trials is no fair measure; the fresh seeds' mean is one.",
+        f"{WRITTEN} at commit {provenance()['commit']}.",
+    ]
+    header = "\n".join(["# @package _global_", *(f"# {line}" for line in said)])
+    return f"{header}\n{OmegaConf.to_yaml(OmegaConf.create(body))}"
+
+
+def _difference(wanted: Any, given: Any) -> Any:
+    """What must be merged into `given` to make it `wanted`."""
+    return {
+        key: _difference(value, given[key])
+        if isinstance(value, dict) and isinstance(given.get(key), dict)
+        else value
+        for key, value in wanted.items()
+        if key not in given or given[key] != value
+    }
+
+
+# The command.
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="tune")
+def _job(config: DictConfig) -> None:
+    if HydraConfig.get().mode == RunMode.MULTIRUN:  # perhaps on another machine
+        _search(config)
+        return
+    try:
+        _search(config)
+    except Exception as error:  # noqa: BLE001 - raised when Hydra is done, which would print too
+        FAILURES.append(mistake(error))
+
+
+def _search(config: DictConfig) -> None:
+    try:
+        search = checked(config)
+    except UserError:
+        with contextlib.suppress(OSError):
+            Path(config.folder).rmdir()  # Hydra has made it, unless it was there
+        raise
+    if HydraConfig.get().mode == RunMode.MULTIRUN and config.worker is None:
+        raise UserError("-m starts the workers of a search: add worker=range(8), say.")
+    search.begin()
+    try:
+        if config.worker is None:
+            supervise(search)
+        else:
+            work(search)
+    except Interrupted as interrupted:
+        if PARENT not in os.environ:
+            interrupted.add_note("\n".join(_so_far(search)))
+        raise
+    if PARENT not in os.environ:
+        conclude(search)
+
+
+def _so_far(search: Search) -> list[str]:
+    from fashion.study import completed, finished, origin
+
+    trials = search.drawn()
+    best = completed(trials)[:1]
+    record = f", the best {per_cent(best[0].value)} (trial {origin(best[0])})" if best else ""
+    return [
+        f"So far {count(len(finished(trials)), 'trial')}{record}, in {search.folder}.",
+        "The same command continues.",
+    ]
+
+
+FAILURES: list[Exception] = []
+
+
+def main() -> None:
+    FAILURES.clear()
+    with clear_errors():
+        if PARENT in os.environ:
+            end_with_parent()
+        try:
+            _job()
+        except Exception as error:  # the command line's
+            raise UserError(message(mistake(error))) from error
+        if FAILURES:
+            raise FAILURES[0]
+
+
+if __name__ == "__main__":
+    main()
