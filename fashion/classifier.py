@@ -62,7 +62,7 @@ class Classifier(pl.LightningModule):
                 normalised already, as the DataModule's batches are.
         """
         logits: Tensor = self.network(normalise(images) if images.dtype == torch.uint8 else images)
-        return logits
+        return logits.float()  # whatever precision training computes in
 
     def _answer(self, split: str, batch: Batch) -> Float[Tensor, "batch 10"]:
         images, labels = batch

@@ -1,7 +1,9 @@
 """Networks: normalised pictures in, one logit a class out. No Lightning, no loss."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fashion import UserError
 from fashion.schema import Activation, PositiveInt, Share
@@ -91,29 +93,58 @@ def _activation(name: Activation, negative_slope: float) -> nn.Module:
 
 
 class ResNet(nn.Sequential):
-    """A small residual network made for 28 x 28 and for a CPU: 28, 14, 7 and 3 pixels a side.
+    """A small residual network made for 28 x 28, in the manner of KellerJordan/cifar10-airbench.
+
+    A whitening layer, stages that each halve the picture, and one linear layer on what is left.
+    Gains below are points of validation accuracy after 6 epochs, one run each, so good to 0.2
+    (results/exploration/).
 
     Args:
-        stem: channels of the first convolution.
-        widths: channels of each stage, which halves the side.
+        widths: channels of each stage; with three of them the sides are 27, 13, 6 and 3 pixels.
         depth: convolutions in each stage's residual branch.
 
     Raises:
         UserError: there are more stages than the side can be halved.
     """
 
-    def __init__(self, *, stem: PositiveInt, widths: list[PositiveInt], depth: PositiveInt) -> None:
-        if IMAGE_SIZE >> len(widths) < 1:
-            raise UserError(
-                f"widths = {widths}: {IMAGE_SIZE} x {IMAGE_SIZE} pixels cannot be halved "
-                f"{len(widths)} times."
-            )
-        layers: list[nn.Module] = [_convolution(1, stem), _rectified(stem)]
-        channels = stem
+    def __init__(self, *, widths: list[PositiveInt], depth: PositiveInt) -> None:
+        whitening = _Whitening()
+        layers: list[nn.Module] = [whitening]
+        channels, side = len(whitening.bias), IMAGE_SIZE - 1
         for width in widths:
             layers.append(_Stage(channels, width, depth))
-            channels = width
-        super().__init__(*layers, _GlobalMaximum(), nn.Linear(channels, CLASSES))
+            channels, side = width, side // 2
+        if side < 1:
+            raise UserError(f"widths = {widths}: a picture cannot be halved {len(widths)} times.")
+        # Where something is seen matters, in pictures as alike in their layout as these: 0.26 more
+        # than by each channel's maximum over the places.
+        super().__init__(*layers, _Flatten(), nn.Linear(channels * side**2, CLASSES))
+
+
+class _Whitening(nn.Module):
+    """Each 2 x 2 pixels as four uncorrelated numbers of unit variance, their two signs apart.
+
+    The principal components of the normalised training pictures' 2 x 2 patches are, to within 0.03
+    a weight, those of Haar: the sum, and the differences across, down and diagonally, with these
+    variances. They stay as they are; only a bias is learned.
+    """
+
+    COMPONENTS = ((1, 1, 1, 1), (1, -1, 1, -1), (1, 1, -1, -1), (1, -1, -1, 1))
+    VARIANCES = (3.591, 0.3165, 0.2002, 0.0411)
+
+    kernel: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        unit = torch.tensor(self.COMPONENTS) / 2
+        kernel = unit / torch.tensor(self.VARIANCES).sqrt()[:, None]
+        self.register_buffer("kernel", torch.cat([kernel, -kernel]).view(-1, 1, 2, 2))
+        self.bias = nn.Parameter(torch.zeros(len(self.kernel)))
+
+    def forward(
+        self, x: Float[Tensor, "batch 1 h w"]
+    ) -> Float[Tensor, "batch components less_h less_w"]:
+        return functional.conv2d(x, self.kernel, self.bias).relu_()
 
 
 class _Stage(nn.Module):
@@ -121,32 +152,32 @@ class _Stage(nn.Module):
 
     def __init__(self, channels: int, width: int, depth: int) -> None:
         super().__init__()
-        # Normalised and rectified after pooling: a quarter of the pixels.
+        # Pooling before the convolution would save half of all operations, and cost 0.7 points.
+        # Normalised and rectified after it: a quarter of the pixels.
         self.halve = nn.Sequential(
-            _convolution(channels, width), nn.MaxPool2d(2), _rectified(width)
+            _convolution(channels, width),
+            nn.MaxPool2d(2),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
         )
-        branch = [[_convolution(width, width), _rectified(width)] for _ in range(depth)]
-        self.branch = nn.Sequential(*(layer for pair in branch for layer in pair))
+        branch: list[nn.Module] = []
+        for _ in range(depth):
+            branch += [
+                _convolution(width, width),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+            ]
+        self.branch = nn.Sequential(*branch[:-1])
 
     def forward(
         self, x: Float[Tensor, "batch channels h w"]
     ) -> Float[Tensor, "batch width half_h half_w"]:
         x = self.halve(x)
-        refined: Tensor = x + self.branch(x)
-        return refined
-
-
-class _GlobalMaximum(nn.Module):
-    """Each channel's greatest value, wherever in the picture it is."""
-
-    def forward(self, x: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch channels"]:
-        greatest: Tensor = x.amax((2, 3))
-        return greatest
+        return functional.relu(x + self.branch(x), inplace=True)
 
 
 def _convolution(channels: int, filters: int) -> nn.Conv2d:
-    return nn.Conv2d(channels, filters, 3, padding=1, bias=False)  # normalisation brings a bias
-
-
-def _rectified(channels: int) -> nn.Sequential:
-    return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+    """3 x 3, as large as its input; at first each channel passes through unchanged."""
+    layer = nn.Conv2d(channels, filters, 3, padding=1, bias=False)  # normalisation brings a bias
+    nn.init.dirac_(layer.weight.data[:channels])
+    return layer

@@ -19,7 +19,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 
 from fashion import UserError
 from fashion.run import Run, replacing
-from fashion.schema import Accelerator, PositiveInt
+from fashion.schema import Accelerator, PositiveInt, Precision
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
@@ -68,6 +68,7 @@ def build_trainer(
     accelerator: Accelerator,
     devices: PositiveInt,
     strategy: str,
+    precision: Precision,
     progress_bar: bool,
 ) -> pl.Trainer:
     """A Trainer that writes into `run`.
@@ -83,6 +84,8 @@ def build_trainer(
         accelerator: Lightning's name of the hardware.
         devices: how many of them.
         strategy: Lightning's name of the way to share the work among them.
+        precision: Lightning's name of the numbers that convolutions and products compute with in
+            training; weights, and what a run reports, are of 32 bits.
         progress_bar: whether to draw one.
 
     Raises:
@@ -96,6 +99,7 @@ def build_trainer(
             accelerator=accelerator,
             devices=devices,
             strategy=strategy,
+            precision=precision,
             max_epochs=max_epochs,
             limit_train_batches=limit_train_batches,
             limit_val_batches=limit_val_batches if validates else 0,

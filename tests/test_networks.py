@@ -2,11 +2,14 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
-from fashion import UserError
+from fashion import UserError, idx
+from fashion.data import normalise
 from fashion.networks import ConvNet, ResNet
 from fashion.train import CONF
 
@@ -139,7 +142,7 @@ def test_the_last_size_that_fits(changes: dict[str, Any]) -> None:
 
 
 def resnet(**changes: Any) -> ResNet:
-    return ResNet(**{"stem": 4, "widths": [6, 8], "depth": 2} | changes)
+    return ResNet(**{"widths": [8, 10], "depth": 2} | changes)
 
 
 def test_the_record_s_network_is_below_a_million_parameters() -> None:
@@ -149,20 +152,37 @@ def test_the_record_s_network_is_below_a_million_parameters() -> None:
     assert 100_000 < sum(parameter.numel() for parameter in network.parameters()) < 1_000_000
 
 
-@pytest.mark.parametrize(
-    ("widths", "side"), [([6], 14), ([6, 8], 7), ([6, 8, 10], 3), ([6, 8, 10, 12], 1)]
-)
+@pytest.mark.parametrize(("widths", "side"), [([8], 13), ([8, 9], 6), ([8, 9, 8, 5], 1)])
 def test_each_stage_halves(widths: list[int], side: int) -> None:
     network = resnet(widths=widths)
-    *layers, _, _ = network
+    *layers, _, head = network
     features = nn.Sequential(*layers)(torch.randn(2, 1, 28, 28))
     assert features.shape == (2, widths[-1], side, side)
+    assert head.in_features == widths[-1] * side**2
     assert network(torch.randn(2, 1, 28, 28)).shape == (2, 10)
 
 
 def test_too_many_stages() -> None:
-    with pytest.raises(UserError, match=r"widths = .*28 x 28 pixels cannot be halved 5 times"):
+    with pytest.raises(UserError, match=r"widths = .*: a picture cannot be halved 5 times"):
         resnet(widths=[4] * 5)
+
+
+@pytest.mark.real_data
+def test_whitening_whitens() -> None:
+    if not (idx.raw_folder(CONF.parent / "data") / "train-images-idx3-ubyte").is_file():
+        pytest.skip("the real data is not there: scripts/get_data brings it")
+    images: Tensor = torchvision.datasets.FashionMNIST(CONF.parent / "data").data[::20]
+    whitening = resnet()[0]
+    components = functional.conv2d(normalise(images), whitening.kernel)
+    covariance = components.transpose(0, 1).flatten(1).cov()
+    torch.testing.assert_close(covariance[:4, :4], torch.eye(4), atol=0.15, rtol=0)
+    assert torch.equal(components[:, 4:], -components[:, :4])
+
+
+def test_at_first_a_convolution_passes_its_channels_on() -> None:
+    stage = resnet()[1]
+    images = torch.randn(2, 8, 27, 27)
+    torch.testing.assert_close(stage.halve[0](images)[:, :8], images)
 
 
 def test_every_weight_of_resnet_learns() -> None:

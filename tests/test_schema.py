@@ -55,6 +55,7 @@ BAD = {
     "trainer.max_epochs=0": "trainer.max_epochs = 0: input should be greater than 0",
     "trainer.limit_train_batches=0": "trainer.limit_train_batches = 0: input should be greater",
     "trainer.accelerator=quantum": "trainer.accelerator = quantum: input should be 'auto', 'cpu'",
+    "trainer.precision=16": "trainer.precision = 16: input should be '32-true' or 'bf16-mixed'",
     "trainer.devices=0": "trainer.devices = 0: input should be greater than 0",
     "trainer.strategy=quickly": "strategy = quickly: ",
     "augmentation.shift=28": "augmentation.shift = 28: input should be less than 28",
@@ -82,7 +83,7 @@ BAD = {
     # appended, and so past Hydra
     "+model.network.width=3": f"{N}.width: there is no such key. Known: batch_norm, conv, ",
     "+optimizer.betas=[0.9,0.9]": "optimizer.betas: there is no such key. Known: lr, schedule,",
-    "+trainer.precision=16": "trainer.precision: there is no such key. Known: ",
+    "+trainer.profiler=simple": "trainer.profiler: there is no such key. Known: ",
     "~optimizer.lr": "optimizer.lr is missing.",
     "++optimizer._args_=[1]": "optimizer._args_: there is no such key",
     # what may be built at all

@@ -336,6 +336,18 @@ def test_smoke(train: Command, tmp_path: Path) -> None:
     assert len(run.predictions("val").labels) == 100  # what is reported is of all of them
 
 
+def test_half_the_bits(train: Command, tmp_path: Path) -> None:
+    """In training alone: the weights, and what a run reports, have all of them."""
+    for folder, precision in (("a", "32-true"), ("b", "bf16-mixed")):
+        done = train(folder, f"trainer.precision={precision}", "trainer.max_epochs=3")
+        assert done.status == 0, done.err
+    full, half = (Run(tmp_path / folder) for folder in "ab")
+    assert not equal(full.folder, half.folder)
+    assert {weight.dtype for weight in weights(half.folder).values()} == {torch.float32}
+    assert half.metrics["val/acc"] == pytest.approx(full.metrics["val/acc"], abs=0.1)
+    assert half.predictions("val").probabilities.dtype == np.float32
+
+
 def test_training_on_everything(train: Command, tmp_path: Path) -> None:
     refused(train("a", "data.val_size=0"), "data.val_size = 0", "callbacks.early_stopping=null")
     done = train("b", "data.val_size=0", "callbacks.early_stopping=null", "trainer.max_epochs=2")
