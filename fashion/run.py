@@ -146,7 +146,7 @@ class Run:
             raise UserError(f"{self._config_file} cannot be read: {error}") from error
         if not isinstance(config, DictConfig):
             raise UserError(f"{self._config_file} holds no configuration.")
-        schema.check(OmegaConf.to_container(config), {})  # type: ignore[arg-type]
+        schema.check(OmegaConf.to_container(config), {}, complete=False)  # type: ignore[arg-type]
         return config
 
     @property

@@ -31,19 +31,21 @@ Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 MODULES = ("augmentation", "callbacks", "data", "networks", "optimizers", "trainer")
 
 
-def check(config: dict[str, Any], settings: dict[str, Any]) -> None:
+def check(config: dict[str, Any], settings: dict[str, Any], *, complete: bool = True) -> None:
     """Check every value of a resolved configuration against the signature of what it configures.
 
     Args:
         config: the whole configuration as plain values; a `_target_` says what is checked.
         settings: types of the top-level keys that configure no object.
+        complete: whether each key must be there; a run made by an older version lacks newer ones.
 
     Raises:
         UserError: one line a fault, with the full key, its value and what is allowed.
     """
-    faults = list(_faults("", {key: config[key] for key in settings if key in config}, settings))
+    given = {key: config[key] for key in settings if key in config}
+    faults = list(_faults("", given, settings, complete=complete))
     for key, section in _sections(config, ""):
-        faults += _faults(f"{key}.", section, _parameters(key, section))
+        faults += _faults(f"{key}.", section, _parameters(key, section), complete=complete)
     if faults:
         raise UserError("\n".join(faults))
 
@@ -108,9 +110,12 @@ def _annotation(arg: ast.arg) -> Any:
     return eval(ast.unparse(arg.annotation), globals()) if arg.annotation else Any  # noqa: S307
 
 
-def _faults(prefix: str, values: dict[str, Any], types: dict[str, Any]) -> Iterator[str]:
+def _faults(
+    prefix: str, values: dict[str, Any], types: dict[str, Any], *, complete: bool
+) -> Iterator[str]:
     values = {key: value for key, value in values.items() if key not in ("_target_", "_partial_")}
-    fields: dict[str, Any] = {key: (annotation, ...) for key, annotation in types.items()}
+    default = ... if complete else None
+    fields: dict[str, Any] = {key: (annotation, default) for key, annotation in types.items()}
     model = create_model("Section", __config__=ConfigDict(strict=True, extra="forbid"), **fields)
     try:
         model.model_validate(values)
