@@ -55,6 +55,12 @@ def data(tiny_data: Path) -> FashionMNIST:
     return data
 
 
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take most of the time."""
+    monkeypatch.setattr("fashion.evaluate.write_report", lambda *_: None)
+
+
 def change(run: Run, **changes: Any) -> None:
     """Of the configuration; None takes a key out."""
     path = run.folder / ".hydra/config.yaml"
@@ -198,6 +204,7 @@ def test_the_mirrored_view_stands_beside_the_single_one(
 
 
 @pytest.mark.parametrize("views", ["single", "mirrored"])
+@pytest.mark.usefixtures("no_report")
 def test_an_ensemble_averages_probabilities(
     command: Command, run: Run, other: Run, tmp_path: Path, views: str
 ) -> None:
@@ -220,6 +227,7 @@ def test_an_ensemble_averages_probabilities(
     assert ("val/acc_mirrored" in numbers) == (views == "mirrored")
 
 
+@pytest.mark.usefixtures("no_report")
 def test_an_ensemble_is_of_one_split(command: Command, run: Run, other: Run) -> None:
     change(other, **{"data.split_seed": 1})
     before = run.metrics
@@ -233,6 +241,7 @@ def test_an_ensemble_is_of_one_split(command: Command, run: Run, other: Run) -> 
     assert "Ensemble of these 2\n  Test accuracy" in done.out
 
 
+@pytest.mark.usefixtures("no_report")
 def test_an_ensemble_is_of_the_same_pictures(
     command: Command, run: Run, other: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,7 +254,6 @@ def test_an_ensemble_is_of_the_same_pictures(
         write(each, split, predictions, views)
 
     monkeypatch.setattr(Run, "write_predictions", turn)
-    monkeypatch.setattr("fashion.evaluate.write_report", lambda *_: None)
     refused(
         command("evaluate", run.folder, other.folder),
         *(f"other images than {run.folder}", f"  {other.folder}"),
