@@ -7,10 +7,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torchvision
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.datasets import mnist
 
 from fashion import UserError, idx, schema
 from fashion.schema import NonNegativeInt, PositiveInt, Seed
@@ -112,7 +112,7 @@ class FashionMNIST(pl.LightningDataModule):
     Args:
         seed: of the batches' order.
         augmentation: of raw training pictures (batch, 28, 28) in an epoch, from 0; None for none.
-        root: data folder; the four files lie in ROOT/FashionMNIST/raw, and are brought if missing.
+        root: data folder; the four files lie in ROOT/FashionMNIST/raw.
         batch_size: training pictures a step, shared by all processes.
         val_size: pictures held out for validation, stratified by class; 0 trains on all.
         split_seed: of the split, so that every run of a comparison shares it.
@@ -149,13 +149,13 @@ class FashionMNIST(pl.LightningDataModule):
         return math.ceil(len(self.train) / self.batch_size)
 
     def prepare_data(self) -> None:
-        """Bring and verify the files.
+        """Verify the files. Only training brings them: a stranger's run may name any folder.
 
         Raises:
-            UserError: they are not there and cannot be brought, or are not what they should be.
+            UserError: they are not there, or are not what they should be.
         """
         if self.official:
-            idx.ensure(self.root)
+            idx.verify(self.root)
         else:
             idx.ensure_consistent(self.root)
 
@@ -177,13 +177,17 @@ class FashionMNIST(pl.LightningDataModule):
             )
 
     def _read(self, *, train: bool) -> Pictures:
-        dataset = torchvision.datasets.FashionMNIST(self.root, train=train)
-        if dataset.targets.max() >= len(CLASSES):
+        # Not by torchvision's FashionMNIST, which prefers its processed/*.pt of old, verified by
+        # nobody, to the files themselves.
+        files = str(idx.raw_folder(self.root) / ("train" if train else "t10k"))
+        labels = mnist.read_label_file(f"{files}-labels-idx1-ubyte")
+        if labels.max() >= len(CLASSES):
             raise UserError(
-                f"{idx.raw_folder(self.root)} holds the label {int(dataset.targets.max())}; "
+                f"{idx.raw_folder(self.root)} holds the label {int(labels.max())}; "
                 f"labels go from 0 to {len(CLASSES) - 1}."
             )
-        return Pictures(dataset.data, dataset.targets, torch.arange(len(dataset.targets)))
+        images = mnist.read_image_file(f"{files}-images-idx3-ubyte")
+        return Pictures(images, labels, torch.arange(len(labels)))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         # One at a time where processes must keep in step, or where Lightning counts them.

@@ -11,6 +11,7 @@ report.html
 import contextlib
 import fcntl
 import importlib.metadata
+import io
 import json
 import logging
 import os
@@ -19,34 +20,27 @@ import shutil
 import subprocess
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+import yaml
 from jaxtyping import Float32, Int64
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from fashion import UserError, schema
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
 # Where a run's files lie and how it shows itself: two runs that differ in these alone are the same.
 PLACES = ("name", "sweep", "report", "resume", "data.root", "trainer.progress_bar")
-# What numpy raises on a file that is not an .npz, or not a whole or an honest one.
-BROKEN_ARRAYS = (
-    OSError,
-    ValueError,
-    KeyError,
-    EOFError,
-    TypeError,  # one array, not a file of them
-    MemoryError,  # a header that declares more than there is
-    zipfile.BadZipFile,
-    zlib.error,
-)
+# Of metrics.json, beside those with a split before their name.
+NUMBERS = ("best_epoch", "epochs", "parameters", "seconds", "images_per_second")
+LARGEST_NUMBER = 1e18
+LARGEST_TEXT = 2**17  # bytes; what a run writes has a few thousand
+DEEPEST = 50  # levels; what a run writes has five
 
 
 class Predictions(NamedTuple):
@@ -67,7 +61,7 @@ class Run:
         """A run that exists.
 
         Raises:
-            UserError: there is no run in `folder`.
+            UserError: there is no run in `folder`, or a file of it is a link to somewhere else.
         """
         run = cls(folder)
         if not run._config_file.is_file():
@@ -77,12 +71,21 @@ class Run:
             elif not folder.exists():
                 hint = " There is no such folder."
             raise UserError(f"{folder} is not a run folder (it has no .hydra/config.yaml).{hint}")
+        _refuse_links(folder)
         return run
 
     @classmethod
     def below(cls, folder: Path) -> list["Run"]:
-        """Every run in `folder` or below it, sorted by path."""
-        return [cls(path.parent.parent) for path in sorted(folder.rglob(".hydra/config.yaml"))]
+        """Every run in `folder` or below it, sorted by path.
+
+        Raises:
+            UserError: a file of one is a link to somewhere else.
+        """
+        configs = sorted(folder.rglob(".hydra/config.yaml"))
+        runs = [cls(path.parent.parent) for path in configs if path.is_file()]
+        for run in runs:
+            _refuse_links(run.folder)
+        return runs
 
     @property
     def _config_file(self) -> Path:
@@ -111,17 +114,36 @@ class Run:
     def config(self) -> DictConfig:
         """The resolved configuration, which names nothing outside this package to be built.
 
+        It is data: whatever refers to the environment, to files or to other keys is refused.
+
         Raises:
             UserError: it cannot be read, or holds something that is not allowed.
         """
         try:
-            config = OmegaConf.load(self._config_file)
-            OmegaConf.resolve(config)
-        except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-            raise UserError(f"{self._config_file} cannot be read: {error}") from error
+            text = _read_text(self._config_file)
+            _refuse_references(text)
+            config = OmegaConf.load(io.StringIO(text))
+            content: Any = OmegaConf.to_container(config)
+            _refuse_more_than_text(content)
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            RecursionError,
+            yaml.YAMLError,
+            OmegaConfBaseException,
+        ) as error:
+            raise UserError(f"{self._config_file} cannot be read: {_reason(error)}") from error
         if not isinstance(config, DictConfig):
             raise UserError(f"{self._config_file} holds no configuration.")
-        schema.check(OmegaConf.to_container(config), {})  # type: ignore[arg-type]
+        try:
+            schema.check(content, {})
+        except UserError as error:
+            raise UserError(f"{self._config_file}: {error}") from error
+        if not isinstance(content.get("data"), dict) or type(content.get("seed")) is not int:
+            raise UserError(
+                f"{self._config_file} is no run's configuration: data or seed is missing."
+            )
         return config
 
     @property
@@ -130,35 +152,55 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """metrics.json.
+        """metrics.json. What it lacks raises UserError where it is asked for, `get` apart.
 
         Raises:
             UserError: the run is unfinished, or the file is broken.
         """
         path = self.folder / "metrics.json"
         try:
-            metrics = json.loads(path.read_text(encoding="utf-8"))
+            metrics = json.loads(_read_text(path))
+            _refuse_more_than_text(metrics)
         except FileNotFoundError as error:
             raise UserError(f"{self.folder} is unfinished: it has no metrics.json.") from error
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read: {error}") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path} cannot be read: {_reason(error)}") from error
         if not isinstance(metrics, dict):
             raise UserError(f"{path} holds no JSON object.")
-        return metrics
+        found = _Metrics(path, metrics)
+        for key, value in metrics.items():
+            if (key in NUMBERS or "/" in key) and not _is_number(value):
+                raise found.fault(key)
+        if metrics.get("val/temperature") == 0:
+            raise found.fault("val/temperature")
+        return found
 
     @property
     def history(self) -> dict[str, list[float]]:
-        """Learning curves by epoch, counted from 1, from TensorBoard's events; empty without."""
+        """Learning curves by epoch, counted from 1, from TensorBoard's events; empty without.
+
+        Raises:
+            UserError: the events cannot be read.
+        """
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         # It reports each file, and that what a resumed run made anew is dropped.
         logging.getLogger("tensorboard").setLevel(logging.ERROR)
-        events = EventAccumulator(str(self.folder), size_guidance={"scalars": 0}).Reload()
-        curves = {
-            tag: [event.value for event in events.Scalars(tag)]
-            for tag in ("train/loss", "train/acc", "val/loss", "val/acc")
-            if tag in events.Tags()["scalars"]
-        }
+        try:
+            for path in self.folder.glob("*tfevents*"):
+                open_file(path).close()
+            events = EventAccumulator(str(self.folder), size_guidance={"scalars": 0}).Reload()
+            curves = {
+                tag: [event.value for event in events.Scalars(tag)]
+                for tag in ("train/loss", "train/acc", "val/loss", "val/acc")
+                if tag in events.Tags()["scalars"]
+            }
+        except (
+            Exception
+        ) as error:  # TensorBoard and protobuf raise nearly anything on a broken file
+            raise UserError(
+                f"The events in {self.folder} cannot be read: {_reason(error)}"
+            ) from error
         epochs = max(map(len, curves.values()), default=0)
         return {"epoch": [float(epoch + 1) for epoch in range(epochs)], **curves}
 
@@ -175,15 +217,15 @@ class Run:
         """
         path = self.folder / f"{split}.npz"
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                labels, probabilities = arrays["labels"], arrays["probabilities"]
+            with open_file(path) as file, zipfile.ZipFile(file) as archive:
+                labels, probabilities = _array(archive, "labels"), _array(archive, "probabilities")
         except FileNotFoundError as error:
             raise UserError(
                 f"{self.folder} has no predictions for {split}; make them with\n"
                 f"  python -m fashion.evaluate {self.folder} --split {split}"
             ) from error
-        except BROKEN_ARRAYS as error:
-            raise UserError(f"{path} cannot be read: {error}") from error
+        except Exception as error:  # zipfile and numpy raise nearly anything on a broken file
+            raise UserError(f"{path} cannot be read: {_reason(error)}") from error
         right: bool = (
             labels.ndim == 1
             and labels.dtype == np.int64
@@ -201,7 +243,8 @@ class Run:
         self._write(f"{split}.npz", lambda file: np.savez(file, **predictions._asdict()))
 
     def write_text(self, name: str, text: str) -> None:
-        self._write(name, lambda file: file.write(text.encode()))
+        # A folder's name need not be UTF-8.
+        self._write(name, lambda file: file.write(text.encode(errors="backslashreplace")))
 
     def _write(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
         with replacing(self.folder / name) as file:
@@ -224,7 +267,9 @@ class Run:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / ".lock").open("w")
+            # Neither a link, which would be written through, nor a pipe keeps us.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+            lock = os.fdopen(os.open(self.folder / ".lock", flags, 0o666), "rb", buffering=0)
         except OSError as error:
             raise UserError(
                 f"The run folder {self.folder} cannot be written: {error.strerror}. "
@@ -243,7 +288,7 @@ class Run:
             try:
                 self._begin(config, hydra)
                 yield
-            except UserError:
+            except Exception:
                 # Refused before it began: a folder left behind would pass for an unfinished run.
                 if {path.name for path in self.folder.iterdir()} == {".hydra", ".lock"}:
                     shutil.rmtree(self.folder)
@@ -272,6 +317,116 @@ class Run:
     def same_configuration(self, config: DictConfig) -> bool:
         """Whether this run was made with `config`, apart from where things lie."""
         return bool(_identity(self.config) == _identity(config))
+
+
+def _refuse_links(folder: Path) -> None:
+    """A stranger's run could have us read any file, and put it into a report, or write it.
+
+    Raises:
+        UserError: a file in `folder` is a link to somewhere else.
+    """
+    inside = folder.resolve()
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise UserError(f"{path} leads out of the run's folder, to {path.resolve()}.")
+
+
+class _Metrics(dict[str, Any]):
+    """What metrics.json holds; a key that it lacks is its writer's mistake and not ours."""
+
+    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+        super().__init__(content)
+        self.path = path
+
+    def fault(self, key: str) -> UserError:
+        return UserError(f"{self.path} has no number under {key!r}.")
+
+    def __missing__(self, key: str) -> Any:
+        raise self.fault(key)
+
+
+def _is_number(value: object) -> bool:
+    """Whether it can be computed with: nothing that a run reports is negative or endless."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return plain and 0 <= value < LARGEST_NUMBER  # type: ignore[operator]
+
+
+def open_file(path: Path) -> IO[bytes]:
+    """A file of a run, opened to be read.
+
+    Raises:
+        OSError: it is missing, or no plain file: a pipe would keep its reader waiting.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError("it is not a file")
+    return path.open("rb")
+
+
+def _read_text(path: Path) -> str:
+    """A run's text file, of bounded size.
+
+    Raises:
+        OSError, ValueError: it cannot be read, is too large, or is not UTF-8.
+    """
+    with open_file(path) as file:
+        content = file.read(LARGEST_TEXT + 1)
+    if len(content) > LARGEST_TEXT:
+        raise ValueError(f"it is larger than {LARGEST_TEXT:,} bytes")
+    return content.decode()
+
+
+def _refuse_references(text: str) -> None:
+    """YAML that refers to anything is not what `claim` writes, which has all of it resolved.
+
+    An interpolation could read the environment into a report; that, and an alias, could also name
+    twice what names twice something else, and so on until the memory is full.
+
+    Raises:
+        ValueError: it holds one.
+        RecursionError: it is nested deeper than `DEEPEST`.
+    """
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:  # which takes yaml's parser time squared
+            raise RecursionError
+        if isinstance(event, yaml.AliasEvent) or "${" in getattr(event, "value", ""):
+            line = event.start_mark.line + 1
+            raise ValueError(f"line {line} refers to another value; a run's holds plain ones")
+
+
+def _refuse_more_than_text(content: Any) -> None:
+    """What could be read and yet not be written into a report or onto a terminal.
+
+    Raises:
+        TypeError: something else than text, numbers, lists and dicts.
+        ValueError: half a character.
+    """
+    json.dumps(content, ensure_ascii=False).encode()
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """One array of an .npz, which takes no more memory than the file has bytes.
+
+    Raises:
+        Exception: nearly any, where it is broken or its header does not say what it holds.
+    """
+    info = archive.getinfo(f"{name}.npy")
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} is compressed, and could expand without end")
+    with archive.open(info) as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError(f"{name} is of another format than numpy.savez writes")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        content = np.frombuffer(file.read(), dtype)
+    return content.reshape(shape, order="F" if fortran else "C").copy()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return str(error) or type(error).__name__
 
 
 @contextlib.contextmanager

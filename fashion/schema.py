@@ -35,12 +35,12 @@ def check(config: dict[str, Any], settings: dict[str, Any]) -> None:
 
     Args:
         config: the whole configuration as plain values; a `_target_` says what is checked.
-        settings: types of the top-level keys that configure no object.
+        settings: types of the top-level keys, of which there are no others; none: any keys.
 
     Raises:
         UserError: one line a fault, with the full key, its value and what is allowed.
     """
-    faults = list(_faults("", {key: config[key] for key in settings if key in config}, settings))
+    faults = list(_faults("", config, settings)) if settings else []
     for key, section in _sections(config, ""):
         faults += _faults(f"{key}.", section, _parameters(key, section))
     if faults:
