@@ -1,8 +1,9 @@
 """The LightningModule: one network, cross-entropy, accuracy, an optimizer and its schedule."""
 
 import pickle
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import lightning.pytorch as pl
 import torch
@@ -19,6 +20,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from fashion import DivergenceError, UserError
 from fashion.data import CLASSES, EVAL_BATCH_SIZE, Batch, Pictures, normalise
+from fashion.files import open_file
 from fashion.optimizers import OptimizerFactory
 from fashion.run import Predictions, Run
 from fashion.schema import Share
@@ -168,7 +170,13 @@ def build_classifier(run: Run) -> Classifier:
     """
     if not OmegaConf.select(run.config, "model.network._target_"):
         raise UserError(f"{run.folder}/.hydra/config.yaml names no network (model.network).")
-    return Classifier(instantiate(run.config.model.network, _convert_="all"))
+    network = instantiate(run.config.model.network, _convert_="all")
+    if not isinstance(network, nn.Module):
+        raise UserError(
+            f"{run.folder}/.hydra/config.yaml: model.network._target_ = "
+            f"{run.config.model.network._target_} makes no network."
+        )
+    return Classifier(network)
 
 
 def load_classifier(run: Run) -> Classifier:
@@ -179,10 +187,12 @@ def load_classifier(run: Run) -> Classifier:
     Raises:
         UserError: the run cannot be rebuilt, or its checkpoint is missing, broken or another's.
     """
-    classifier = build_classifier(run)
     path = run.reported_checkpoint
     weights = read_checkpoint(path)["state_dict"]
     try:
+        with torch.device("meta"):  # which takes no memory, however large the network
+            build_classifier(run).load_state_dict(weights, assign=True)
+        classifier = build_classifier(run)
         classifier.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(f"{path} does not hold this run's weights: {error}") from error
@@ -196,7 +206,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UserError: it is missing, broken or no checkpoint.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with open_file(path) as file:
+            _refuse_damage(file)
+            content = torch.load(file, map_location="cpu", weights_only=True)
         parts = [content[key] for key in ("state_dict", "epoch", "global_step")]
     except FileNotFoundError as error:
         raise UserError(f"There is no {path}.") from error
@@ -212,16 +224,37 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content  # type: ignore[no-any-return]
 
 
+def _refuse_damage(file: IO[bytes]) -> None:
+    """Torch compares no check sums, and would decompress what expands without end.
+
+    Raises:
+        ValueError, zipfile.BadZipFile: it is not what torch has written.
+    """
+    with zipfile.ZipFile(file) as archive:
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise ValueError("it is compressed, which no checkpoint is")
+        if damaged := archive.testzip():
+            raise ValueError(f"it is damaged ({damaged})")
+    file.seek(0)
+
+
 @torch.inference_mode()
 def predict(classifier: Classifier, images: Tensor) -> Float[Tensor, "n 10"]:
-    """Probabilities of raw pictures (n, 28, 28), in their order."""
+    """Probabilities of raw pictures (n, 28, 28), in their order.
+
+    Raises:
+        UserError: its weights are infinite or no numbers, or so large that its answers are.
+    """
     classifier.eval()
-    return torch.cat(
+    probabilities = torch.cat(
         [
             classifier(part.to(classifier.device)).softmax(1).cpu()
             for part in images.split(EVAL_BATCH_SIZE)
         ]
     )
+    if not probabilities.isfinite().all():
+        raise UserError("The network's answers are not numbers, since its weights are too large.")
+    return probabilities
 
 
 def answer(classifier: Classifier, pictures: Pictures) -> Predictions:

@@ -1,5 +1,6 @@
 """How every command ends when it is not well: one message, a non-zero status, no traceback."""
 
+import io
 import os
 import re
 import signal
@@ -41,6 +42,8 @@ def clear_errors() -> Iterator[None]:
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Hydra would print a traceback of its own; like this it hands every exception on to us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    if isinstance(sys.stdout, io.TextIOWrapper):  # the name of a file need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with _signals_raise():
             yield

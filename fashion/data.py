@@ -177,10 +177,14 @@ class FashionMNIST(pl.LightningDataModule):
             )
 
     def _read(self, *, train: bool) -> Pictures:
+        raw = idx.raw_folder(self.root)
+        old = raw.with_name("processed")
+        if old.exists():  # torchvision prefers it to the verified files
+            raise UserError(f"{old} is of an old torchvision, and verified by nobody; remove it.")
         dataset = torchvision.datasets.FashionMNIST(self.root, train=train)
         if dataset.targets.max() >= len(CLASSES):
             raise UserError(
-                f"{idx.raw_folder(self.root)} holds the label {int(dataset.targets.max())}; "
+                f"{raw} holds the label {int(dataset.targets.max())}; "
                 f"labels go from 0 to {len(CLASSES) - 1}."
             )
         return Pictures(dataset.data, dataset.targets, torch.arange(len(dataset.targets)))

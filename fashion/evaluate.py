@@ -15,8 +15,9 @@ from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fashion import UserError
+from fashion import UserError, idx
 from fashion.command import clear_errors
+from fashion.files import replacing
 from fashion.run import (
     VIEWS,
     Predictions,
@@ -24,7 +25,6 @@ from fashion.run import (
     common_predictions,
     provenance,
     refuse_other_splits,
-    replacing,
 )
 
 if TYPE_CHECKING:
@@ -205,10 +205,10 @@ def _details(run: Run, split: str) -> str:
 
 
 def _data(run: Run) -> "FashionMNIST":
-    """A run's data, found or brought.
+    """A run's data. It is not brought: a stranger's run may name any folder to write it to.
 
     Raises:
-        UserError: the configuration names no data, or the files are not to be had.
+        UserError: the configuration names no data, or the files are missing or wrong.
     """
     from hydra.utils import instantiate
 
@@ -217,6 +217,8 @@ def _data(run: Run) -> "FashionMNIST":
     data = instantiate(run.config.get("data"), run.config.get("seed"))
     if not isinstance(data, FashionMNIST):
         raise UserError(f"{run.folder}/.hydra/config.yaml names no data set (data._target_).")
+    if data.official:
+        idx.verify(data.root)
     data.prepare_data()
     return data
 

@@ -194,8 +194,9 @@ def ladder(
         steps: from each row to the one above it: what to say of it, and whether it is a real gain.
     """
     figure, axes = _chart(7.6, 0.5 + 0.75 * len(names), "")
-    rows = np.arange(len(names))
-    for row, name, accuracy, interval in zip(rows, names, accuracies, intervals, strict=True):
+    for row, (name, accuracy, interval) in enumerate(
+        zip(names, accuracies, intervals, strict=True)
+    ):
         if interval is not None:
             axes.hlines(row, *interval, color=ACCENT, lw=2.2)
         axes.plot(accuracy, row, "o", color=ACCENT if interval else PAPER, ms=6, mec=ACCENT)

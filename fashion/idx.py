@@ -102,11 +102,26 @@ def ensure(root: Path) -> None:
         ) from error
 
 
+def verify(root: Path) -> None:
+    """Check that `root` holds the four official files, and write nothing.
+
+    Raises:
+        UserError: a file is missing, or is not the official one.
+    """
+    for name in PAYLOADS:
+        path = raw_folder(root) / name
+        if not path.exists():
+            raise UserError(
+                f"{path} is missing. python -m fashion.idx {root} brings the data there."
+            )
+        check(path, remember=False)
+
+
 def ensure_consistent(root: Path) -> None:
     """Check that `root` holds four idx files that fit together, official or not.
 
     Raises:
-        UserError: a file is missing, broken, or does not fit its partner.
+        UserError: a file is missing, broken, empty, or does not fit its partner.
     """
     for part in ("train", "t10k"):
         images = raw_folder(root) / f"{part}-images-idx3-ubyte"
@@ -117,10 +132,16 @@ def ensure_consistent(root: Path) -> None:
                 f"{images} declares {' x '.join(map(str, shape))} for {count:,} labels; "
                 f"{count} x 28 x 28 is needed."
             )
+        if not count:
+            raise UserError(f"{images} holds no pictures.")
 
 
-def check(path: Path) -> None:
+def check(path: Path, *, remember: bool = True) -> None:
     """Verify one official file by SHA-256, or by size and modification time if it passed before.
+
+    Args:
+        path: of the file.
+        remember: whether to write down that it passed, beside it.
 
     Raises:
         UserError: the file is not the official one; the message says in what way.
@@ -140,7 +161,8 @@ def check(path: Path) -> None:
             f"Remove it and run scripts/get_data {_root_of(path)} to get it anew "
             "(or set data.official=false to train on other data in this format)."
         )
-    _remember(memory, path.name, fingerprint)
+    if remember:
+        _remember(memory, path.name, fingerprint)
 
 
 def training_pictures(root: Path) -> int:
@@ -190,8 +212,9 @@ def _root_of(path: Path) -> Path:
 
 def _read_verified(memory: Path) -> dict[str, Any]:
     try:
-        content = json.loads(memory.read_text())
-    except (OSError, ValueError):
+        # A pipe would keep its reader waiting.
+        content = json.loads(memory.read_text()) if memory.is_file() else {}
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -283,6 +306,8 @@ def _install(name: str, compressed: Path, folder: Path, scratch: Path) -> None:
     """
     new = scratch / name
     limit = PAYLOADS[name].size
+    if compressed.exists() and not compressed.is_file():
+        raise ValueError(f"{compressed.name} is not a file")  # a pipe would keep us waiting
     with gzip.open(compressed) as source, new.open("wb") as target:
         # One byte beyond the expected size is enough to know, whatever a hostile file expands to.
         target.write(source.read(limit + 1))
@@ -333,7 +358,7 @@ def main() -> None:
     try:
         ensure(root)
     except UserError as error:
-        sys.exit(str(error))
+        sys.exit(f"error: {error}")
     print(f"Fashion-MNIST is in {raw_folder(root)}, verified.")
 
 

@@ -23,7 +23,8 @@ from PIL import Image
 
 from fashion import UserError
 from fashion.command import clear_errors
-from fashion.run import Run, replacing
+from fashion.files import replacing
+from fashion.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

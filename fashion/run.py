@@ -13,27 +13,26 @@ projector_config.pbtxt, 00000/    TensorBoard's projector
 import contextlib
 import fcntl
 import importlib.metadata
+import io
 import json
 import logging
 import os
 import platform
 import shutil
 import subprocess
-import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import yaml
 from jaxtyping import Float32, Int64
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from fashion import UserError, schema
+from fashion import UserError, files, schema
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,17 +44,9 @@ PLACES = ("name", "sweep", "report", "resume", "data.root", "trainer.progress_ba
 VIEWS = ("single", "mirrored")
 # What a finished run holds of the checkpoint that it reports.
 REPORTED = ("metrics.json", "*.npz", "report.html", "figures/*.png")
-# What numpy raises on a file that is not an .npz, or not a whole or an honest one.
-BROKEN_ARRAYS = (
-    OSError,
-    ValueError,
-    KeyError,
-    EOFError,
-    TypeError,  # one array, not a file of them
-    MemoryError,  # a header that declares more than there is
-    zipfile.BadZipFile,
-    zlib.error,
-)
+# Of metrics.json, beside those with a split before their name.
+NUMBERS = ("best_epoch", "epochs", "parameters", "seconds", "images_per_second")
+LARGEST_NUMBER = 1e18
 
 
 class BusyError(UserError):
@@ -80,7 +71,7 @@ class Run:
         """A run that exists.
 
         Raises:
-            UserError: there is no run in `folder`.
+            UserError: there is no run in `folder`, or a file of it is a link to somewhere else.
         """
         run = cls(folder)
         if not run._config_file.is_file():
@@ -90,12 +81,21 @@ class Run:
             elif not folder.exists():
                 hint = " There is no such folder."
             raise UserError(f"{folder} is not a run folder (it has no .hydra/config.yaml).{hint}")
+        files.refuse_links(folder)
         return run
 
     @classmethod
     def below(cls, folder: Path) -> list["Run"]:
-        """Every run in `folder` or below it, sorted by path."""
-        return [cls(path.parent.parent) for path in sorted(folder.rglob(".hydra/config.yaml"))]
+        """Every run in `folder` or below it, sorted by path.
+
+        Raises:
+            UserError: a file of one is a link to somewhere else.
+        """
+        configs = sorted(folder.rglob(".hydra/config.yaml"))
+        runs = [cls(path.parent.parent) for path in configs if path.is_file()]
+        for run in runs:
+            files.refuse_links(run.folder)
+        return runs
 
     @property
     def _config_file(self) -> Path:
@@ -136,17 +136,36 @@ class Run:
     def config(self) -> DictConfig:
         """The resolved configuration, which names nothing outside this package to be built.
 
+        It is data: whatever refers to the environment, to files or to other keys is refused.
+
         Raises:
             UserError: it cannot be read, or holds something that is not allowed.
         """
         try:
-            config = OmegaConf.load(self._config_file)
-            OmegaConf.resolve(config)
-        except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-            raise UserError(f"{self._config_file} cannot be read: {error}") from error
+            text = files.read_text(self._config_file)
+            files.refuse_references(text)
+            config = OmegaConf.load(io.StringIO(text))
+            content: Any = OmegaConf.to_container(config)
+            files.refuse_more_than_text(content)
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            RecursionError,
+            yaml.YAMLError,
+            OmegaConfBaseException,
+        ) as error:
+            raise UserError(f"{self._config_file} cannot be read: {files.reason(error)}") from error
         if not isinstance(config, DictConfig):
             raise UserError(f"{self._config_file} holds no configuration.")
-        schema.check(OmegaConf.to_container(config), {}, complete=False)  # type: ignore[arg-type]
+        try:
+            schema.check(content, {}, complete=False)
+        except UserError as error:
+            raise UserError(f"{self._config_file}: {error}") from error
+        if not isinstance(content.get("data"), dict) or type(content.get("seed")) is not int:
+            raise UserError(
+                f"{self._config_file} is no run's configuration: data or seed is missing."
+            )
         return config
 
     @property
@@ -155,35 +174,55 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """metrics.json.
+        """metrics.json. What it lacks raises UserError where it is asked for, `get` apart.
 
         Raises:
             UserError: the run is unfinished, or the file is broken.
         """
         path = self.folder / "metrics.json"
         try:
-            metrics = json.loads(path.read_text(encoding="utf-8"))
+            metrics = json.loads(files.read_text(path))
+            files.refuse_more_than_text(metrics)
         except FileNotFoundError as error:
             raise UserError(f"{self.folder} is unfinished: it has no metrics.json.") from error
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read: {error}") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path} cannot be read: {files.reason(error)}") from error
         if not isinstance(metrics, dict):
             raise UserError(f"{path} holds no JSON object.")
-        return metrics
+        found = _Metrics(path, metrics)
+        for key, value in metrics.items():
+            if (key in NUMBERS or "/" in key) and not _is_number(value):
+                raise found.fault(key)
+        if metrics.get("val/temperature") == 0:
+            raise found.fault("val/temperature")
+        return found
 
     @property
     def history(self) -> dict[str, list[float]]:
-        """Learning curves by epoch, counted from 1, from TensorBoard's events; empty without."""
+        """Learning curves by epoch, counted from 1, from TensorBoard's events; empty without.
+
+        Raises:
+            UserError: the events cannot be read.
+        """
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         # It reports each file, and that what a resumed run made anew is dropped.
         logging.getLogger("tensorboard").setLevel(logging.ERROR)
-        events = EventAccumulator(str(self.folder), size_guidance={"scalars": 0}).Reload()
-        curves = {
-            tag: [event.value for event in events.Scalars(tag)]
-            for tag in ("train/loss", "train/acc", "val/loss", "val/acc")
-            if tag in events.Tags()["scalars"]
-        }
+        try:
+            for path in self.folder.glob("*tfevents*"):
+                files.open_file(path).close()
+            events = EventAccumulator(str(self.folder), size_guidance={"scalars": 0}).Reload()
+            curves = {
+                tag: [event.value for event in events.Scalars(tag)]
+                for tag in ("train/loss", "train/acc", "val/loss", "val/acc")
+                if tag in events.Tags()["scalars"]
+            }
+        except (
+            Exception
+        ) as error:  # TensorBoard and protobuf raise nearly anything on a broken file
+            raise UserError(
+                f"The events in {self.folder} cannot be read: {files.reason(error)}"
+            ) from error
         epochs = max(map(len, curves.values()), default=0)
         return {"epoch": [float(epoch + 1) for epoch in range(epochs)], **curves}
 
@@ -200,16 +239,19 @@ class Run:
         """
         path = self.folder / _predictions_file(split, views)
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                labels, probabilities = arrays["labels"], arrays["probabilities"]
+            with files.open_file(path) as file, zipfile.ZipFile(file) as archive:
+                labels, probabilities = (
+                    files.array(archive, "labels"),
+                    files.array(archive, "probabilities"),
+                )
         except FileNotFoundError as error:
             views_given = "" if views == "single" else f" --views {views}"
             raise UserError(
                 f"{self.folder} has no predictions for {split}{views_given}; make them with\n"
                 f"  python -m fashion.evaluate {self.folder} --split {split}{views_given}"
             ) from error
-        except BROKEN_ARRAYS as error:
-            raise UserError(f"{path} cannot be read: {error}") from error
+        except Exception as error:  # zipfile and numpy raise nearly anything on a broken file
+            raise UserError(f"{path} cannot be read: {files.reason(error)}") from error
         right: bool = (
             labels.ndim == 1
             and labels.dtype == np.int64
@@ -234,10 +276,11 @@ class Run:
         self._write(f"figures/{name}.png", lambda file: figure.savefig(file, format="png", dpi=150))
 
     def write_text(self, name: str, text: str) -> None:
-        self._write(name, lambda file: file.write(text.encode()))
+        # A folder's name need not be UTF-8.
+        self._write(name, lambda file: file.write(text.encode(errors="backslashreplace")))
 
     def _write(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
-        with replacing(self.folder / name) as file:
+        with files.replacing(self.folder / name) as file:
             write(file)
 
     @contextlib.contextmanager
@@ -257,7 +300,9 @@ class Run:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / ".lock").open("w")
+            # Neither a link, which would be written through, nor a pipe keeps us.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+            lock = os.fdopen(os.open(self.folder / ".lock", flags, 0o666), "rb", buffering=0)
         except OSError as error:
             raise UserError(
                 f"The run folder {self.folder} cannot be written: {error.strerror}. "
@@ -276,7 +321,7 @@ class Run:
             try:
                 self._begin(config, hydra)
                 yield
-            except UserError:
+            except Exception:
                 # Refused before it began: a folder left behind would pass for an unfinished run.
                 if {path.name for path in self.folder.iterdir()} == {".hydra", ".lock"}:
                     shutil.rmtree(self.folder)
@@ -357,35 +402,24 @@ def listed(runs: Iterable[Run], key: str | None = None) -> str:
     )
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes `path`'s place once it is whole, or leaves nothing behind.
+class _Metrics(dict[str, Any]):
+    """What metrics.json holds; a key that it lacks is its writer's mistake and not ours."""
 
-    Raises:
-        UserError: it cannot be written.
-    """
-    scratch = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with open(handle, "wb") as file:  # noqa: PTH123 - mkstemp's handle
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(scratch, 0o666 & ~_umask())  # noqa: PTH101 - mkstemp's files are private
-        os.replace(scratch, path)  # noqa: PTH105
-    except BaseException as error:
-        if scratch is not None:
-            os.unlink(scratch)  # noqa: PTH108
-        if isinstance(error, OSError):
-            raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
-        raise
+    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+        super().__init__(content)
+        self.path = path
+
+    def fault(self, key: str) -> UserError:
+        return UserError(f"{self.path} has no number under {key!r}.")
+
+    def __missing__(self, key: str) -> Any:
+        raise self.fault(key)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _is_number(value: object) -> bool:
+    """Whether it can be computed with: nothing that a run reports is negative or endless."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return plain and 0 <= value < LARGEST_NUMBER  # type: ignore[operator]
 
 
 def _identity(config: DictConfig, *besides: str) -> Any:

@@ -36,14 +36,13 @@ def check(config: dict[str, Any], settings: dict[str, Any], *, complete: bool = 
 
     Args:
         config: the whole configuration as plain values; a `_target_` says what is checked.
-        settings: types of the top-level keys that configure no object.
+        settings: types of the top-level keys, of which there are no others; none: any keys.
         complete: whether each key must be there; a run made by an older version lacks newer ones.
 
     Raises:
         UserError: one line a fault, with the full key, its value and what is allowed.
     """
-    given = {key: config[key] for key in settings if key in config}
-    faults = list(_faults("", given, settings, complete=complete))
+    faults = list(_faults("", config, settings, complete=complete)) if settings else []
     for key, section in _sections(config, ""):
         faults += _faults(f"{key}.", section, _parameters(key, section), complete=complete)
     if faults:

@@ -46,8 +46,12 @@ SETTINGS = {
 }
 
 
-def check(config: DictConfig) -> None:
+def check(config: DictConfig, *, bring: bool = True) -> None:
     """Find every mistake that can be found without importing torch.
+
+    Args:
+        config: the whole configuration.
+        bring: whether data that is missing may be brought to data.root.
 
     Raises:
         UserError: naming the key, the value and what is allowed.
@@ -60,7 +64,7 @@ def check(config: DictConfig) -> None:
         )
     root = Path(config.data.root)
     if config.data.official:
-        idx.ensure(root)
+        (idx.ensure if bring else idx.verify)(root)
     else:
         idx.ensure_consistent(root)
     schema.check_sizes(idx.training_pictures(root), config.data.val_size, config.data.batch_size)
@@ -191,6 +195,7 @@ def _job(config: DictConfig) -> float | None:
             interrupted.add_note("The same command again continues the grid.")
         raise
     except Exception as error:  # noqa: BLE001 - one failing run must not cost the others
+        _remove_if_empty(run.folder)
         # Raised again when Hydra is done, which would print a line of its own before the message.
         FAILURES[None if alone else run.folder] = mistake(error)
         if not alone and not isinstance(mistake(error), UserError):
@@ -202,13 +207,14 @@ def _run(config: DictConfig, run: Run) -> float | None:
     resumed = config.resume is not None
     if resumed:
         _remove_if_empty(run.folder)
+        schema.check(OmegaConf.to_container(config, resolve=True), SETTINGS)  # type: ignore[arg-type]
         run, config = _to_resume(config, HydraConfig.get().overrides.task)
         if run.finished and config.trainer.max_epochs == run.config.trainer.max_epochs:
             print(f"{run.folder} is finished.")
             _summarise(run)
             return run.metrics.get("val/acc")
     try:
-        check(config)
+        check(config, bring=not resumed)  # a stranger's run may name any folder
         # Lightning starts helper processes by the same command; the first one writes the folder.
         first = os.environ.get("LOCAL_RANK", "0") == "0"
         claim = run.claim(config, HydraConfig.get(), extend=resumed)
@@ -244,6 +250,10 @@ def _to_resume(config: DictConfig, overrides: Sequence[str]) -> tuple[Run, DictC
     """
     run = Run.open(Path(config.resume))
     own = run.config
+    try:
+        schema.check(OmegaConf.to_container(own), SETTINGS)  # type: ignore[arg-type]
+    except UserError as error:
+        raise UserError(f"{run.folder} cannot be continued: {error}") from error
     merged = own.copy()
     differences = []
     for override in OverridesParser.create().parse_overrides(list(overrides)):
@@ -269,6 +279,9 @@ def _to_resume(config: DictConfig, overrides: Sequence[str]) -> tuple[Run, DictC
                 f"{run.folder} is finished: it stopped early, after {epochs} epochs, so that more "
                 "of them would not be used."
             )
+        from fashion.classifier import read_checkpoint
+
+        read_checkpoint(run.last_checkpoint)  # now: once it is claimed, the run is unfinished
     return run, merged
 
 

@@ -18,7 +18,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from fashion import UserError
-from fashion.run import Run, replacing
+from fashion.files import replacing
+from fashion.run import Run
 from fashion.schema import Accelerator, PositiveInt, Precision
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>

@@ -37,7 +37,8 @@ from omegaconf import DictConfig, OmegaConf
 from fashion import UserError, schema
 from fashion.command import Interrupted, clear_errors, message, mistake
 from fashion.compare import Table, compare, render_markdown
-from fashion.run import PLACES, BusyError, Run, provenance, replacing
+from fashion.files import replacing
+from fashion.run import PLACES, BusyError, Run, provenance
 from fashion.search import PARENT, Candidate, Search, plain
 from fashion.space import Space
 from fashion.train import CONF, SETTINGS, check, train

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from fashion import UserError, figures, metrics
 from fashion.command import clear_errors
 from fashion.compare import Comparison, Table, compare
-from fashion.run import Run, replacing
+from fashion.files import replacing
+from fashion.run import Run
 
 PICTURES = Path("results/pictures")
 BEST = "best"  # the deck's

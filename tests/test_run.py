@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from fashion import UserError
-from fashion.run import PACKAGES, Predictions, Run, provenance, replacing
+from fashion.files import replacing
+from fashion.run import PACKAGES, Predictions, Run, provenance
 
 HYDRA: Any = OmegaConf.create({"overrides": {"task": ["seed=0"]}})
 
