@@ -25,7 +25,7 @@ Pixels = Annotated[int, Field(ge=0, lt=28)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Activation = Literal["relu", "leaky_relu", "gelu", "elu", "silu"]
 Schedule = Literal["constant", "linear", "cosine"]
-Precision = Literal["32-true", "bf16-mixed"]
+Precision = Literal["32-true", "bf16-mixed", "auto"]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 # A run's files name what builds it: only these may be named, and nothing else is ever imported.
 MODULES = ("augmentation", "callbacks", "data", "networks", "optimizers", "trainer")

@@ -138,6 +138,7 @@ def train(
         "parameters": sum(parameter.numel() for parameter in classifier.parameters()),
         "seconds": stopwatch.seconds,
         "images_per_second": stopwatch.images_per_second,
+        "precision": trainer.precision,
         **provenance(),
     }
     if validates:
