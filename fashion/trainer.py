@@ -121,7 +121,7 @@ def build_trainer(
 
 
 def hardware_precision(accelerator: Accelerator) -> Literal["32-true", "bf16-mixed"]:
-    """bf16-mixed where the accelerator multiplies bf16 itself; elsewhere that is slower than not."""
+    """bf16-mixed where the accelerator multiplies bf16 itself; elsewhere it would be slower."""
     if accelerator != "cpu" and torch.accelerator.is_available():
         native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(
             including_emulation=False

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
 
 from fashion import train
 from fashion.run import provenance
@@ -28,7 +30,7 @@ FOOTPRINTS: list[dict[str, int]] = []
 class Footprint(Callback):
     """Hydra calls it after each run of the grid."""
 
-    def on_job_end(self, **_: Any) -> None:
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:  # noqa: ARG002
         gc.collect()
         process = psutil.Process()
         footprint = {

@@ -65,7 +65,7 @@ def test_one_dial(tiny_data: Path, tmp_path: Path, command: Command) -> None:
         instantiate(
             composed("experiment=record", f"trainer.max_epochs={epochs}").augmentation, epochs
         ).share_erased
-        for epochs in (1, 8, 16, 50)
+        for epochs in (8, 16, 32, 50)
     ]
     assert shares[0] == 0
     assert shares == sorted(set(shares))

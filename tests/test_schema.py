@@ -55,7 +55,7 @@ BAD = {
     "trainer.max_epochs=0": "trainer.max_epochs = 0: input should be greater than 0",
     "trainer.limit_train_batches=0": "trainer.limit_train_batches = 0: input should be greater",
     "trainer.accelerator=quantum": "trainer.accelerator = quantum: input should be 'auto', 'cpu'",
-    "trainer.precision=16": "trainer.precision = 16: input should be '32-true', 'bf16-mixed' or 'auto'",
+    "trainer.precision=16": "trainer.precision = 16: input should be '32-true', 'bf16-mixed'",
     "trainer.devices=0": "trainer.devices = 0: input should be greater than 0",
     "trainer.strategy=quickly": "strategy = quickly: ",
     "augmentation.shift=28": "augmentation.shift = 28: input should be less than 28",
