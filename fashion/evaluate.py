@@ -15,7 +15,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fashion import UserError, idx
+from fashion import UserError, idx, schema
 from fashion.command import clear_errors
 from fashion.files import replacing
 from fashion.run import (
@@ -211,10 +211,16 @@ def _data(run: Run) -> "FashionMNIST":
         UserError: the configuration names no data, or the files are missing or wrong.
     """
     from hydra.utils import instantiate
+    from omegaconf import OmegaConf
 
     from fashion.data import FashionMNIST
 
-    data = instantiate(run.config.get("data"), run.config.get("seed"))
+    section = run.config.data
+    try:
+        schema.check({"data": OmegaConf.to_container(section)}, {})
+    except UserError as error:
+        raise UserError(f"{run.folder}/.hydra/config.yaml: {error}") from error
+    data = instantiate(section, run.config.seed)
     if not isinstance(data, FashionMNIST):
         raise UserError(f"{run.folder}/.hydra/config.yaml names no data set (data._target_).")
     if data.official:

@@ -46,6 +46,8 @@ def read(path: Path) -> Image.Image:
             warnings.simplefilter("ignore")  # of oddities that Pillow can live with
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as picture:
+                picture.verify()  # a PNG's check sums, which decoding it does not compare
+            with Image.open(path, formats=FORMATS) as picture:
                 picture.draft(None, (EDGE, EDGE))  # a large JPEG is decoded at a smaller scale
                 return as_seen(picture)
     except UnidentifiedImageError as error:

@@ -18,7 +18,7 @@ from fashion.train import CONF
 
 # Of the record's recipe, its network shrunk, on the pictures of tests/conftest.py: the loss before
 # each of five steps. Whoever means to change the recipe writes down the new ones.
-GOLDEN_LOSSES = [3.497876, 3.451630, 3.069973, 2.944272, 2.833491]
+GOLDEN_LOSSES = [2.898445, 1.410530, 1.175256, 1.201429, 1.019049]
 SHRUNK = ("model.network.widths=[8,8]", "data.batch_size=32")
 
 

@@ -316,6 +316,7 @@ def test_several_at_once_reach_the_total_together_and_recover_what_was_killed(
             process.kill()
             process.wait()
     every = seen.trials
+    seen._storage._backend.engine.dispose()  # noqa: SLF001 - or its connections warn when collected
     trials = distinct(every)
     assert len(trials) == total
     assert all(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)

@@ -409,7 +409,7 @@ def test_a_worker_of_its_own_is_killed_and_then_the_command(
     folder = tmp_path / "a"
     command = [
         *(sys.executable, "-m", "fashion.tune"),
-        *overrides(tiny_data, folder, "workers=1", "confirm.seeds=0", "trials=6"),
+        *overrides(tiny_data, folder, "workers=1", "confirm.seeds=0", "trials=4"),
     ]
     environment = os.environ | {"PYTHONPATH": str(CONF.parent)}
 
@@ -441,11 +441,11 @@ def test_a_worker_of_its_own_is_killed_and_then_the_command(
     finally:
         parent.kill()
         parent.wait()
-    assert "6 trials in" in (tmp_path / "output.log").read_text()
+    assert "4 trials in" in (tmp_path / "output.log").read_text()
     every = trials_of(folder)
     trials = distinct(every)
-    assert len(trials) == 6
-    assert len(every) > 6
+    assert len(trials) == 4
+    assert len(every) > 4
     assert all(trial.state.is_finished() for trial in trials)
     assert sorted({origin(trial) for trial in trials}) == sorted(
         int(run.folder.name) for run in Run.below(folder / "trials")
