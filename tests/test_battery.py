@@ -235,7 +235,7 @@ COMMAND_LINES = {
     "train experiment=slow": "Could not find 'experiment/slow'",
     "train name=null": "name = None: input should be a valid string",
     "train model=null": "Config group override must be a string or a list",
-    "train trainer=3": "Could not find 'trainer/3'",
+    "train trainer=3": "Config group override must be a string or a list",
     "train ~model": "model is missing.",
     "train name='${{oc.env:NOT_SET_ANYWHERE}}'": "NOT_SET_ANYWHERE",
     "train name='${{none:1}}'": "Unsupported interpolation type none",
