@@ -1,5 +1,6 @@
 """Shapes are checked while the tests run; data and runs are tiny and made here, offline."""
 
+import os
 import resource
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
+
+# Tests run side by side; several threads each would wait for each other's cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 install_import_hook("fashion", "beartype.beartype")
 
