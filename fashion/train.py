@@ -163,6 +163,7 @@ def train(
     board.write_graph(writer, network)
     if validates:
         board.write_review(writer, steps_done, network, run.predictions("val"), data.val)
+    writer.close()  # Lightning has closed the one before, of training; each has a thread
     if report and validates:
         write_report(run, "val", data)
     return metrics.get("val/acc")

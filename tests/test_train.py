@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -334,6 +335,13 @@ def test_smoke(train: Command, tmp_path: Path) -> None:
     run = Run(tmp_path / "a")
     assert torch.load(run.last_checkpoint, weights_only=True)["global_step"] == 2
     assert len(run.predictions("val").labels) == 100  # what is reported is of all of them
+
+
+def test_a_run_leaves_no_thread_behind(train: Command) -> None:
+    assert train("a", "trainer=smoke").status == 0
+    threads = threading.active_count()
+    assert train("b", "trainer=smoke").status == 0
+    assert threading.active_count() == threads
 
 
 def test_half_the_bits(train: Command, tmp_path: Path) -> None:
