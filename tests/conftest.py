@@ -67,6 +67,7 @@ def tiny_overrides(data: Path) -> list[str]:
         "data.val_size=100",
         "trainer.accelerator=cpu",
         "trainer.progress_bar=false",
+        "report=false",
     ]
 
 
@@ -114,6 +115,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
             monkeypatch,
             "train",
             *tiny_overrides(tiny_data),
+            "report=null",
             "model=mlp",
             "model.network.dense=[32]",
             "trainer.max_epochs=3",

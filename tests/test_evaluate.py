@@ -292,7 +292,7 @@ def test_a_run_without_a_validation_split(
 def test_a_split_that_lacks_classes(command: Command, tiny_data: Path, tmp_path: Path) -> None:
     done = command(
         *("train", *tiny_overrides(tiny_data), "data.val_size=3", "trainer=smoke"),
-        *("model=linear", f"hydra.run.dir={tmp_path}/run"),
+        *("report=true", "model=linear", f"hydra.run.dir={tmp_path}/run"),
     )
     assert done.status == 0, done.err
     page = (tmp_path / "run/report.html").read_text(encoding="utf-8")

@@ -744,7 +744,7 @@ def test_report_of_the_real_command(
     """Of two steps' training, so that it has many mistakes."""
     done = command(
         *("train", *tiny_overrides(tiny_data), "model=linear", "trainer=smoke"),
-        f"hydra.run.dir={tmp_path}/run",
+        *("report=true", f"hydra.run.dir={tmp_path}/run"),
     )
     assert done.status == 0, done.err
     shutil.copy(tmp_path / "run/report.html", tmp_path)

@@ -677,6 +677,7 @@ def test_a_full_disk(
     """In the second epoch, or where there are none: what was whole stands, and can be resumed."""
     real = getattr(owner, function)
     arguments = [*tiny_overrides(tiny_data), *SHORT[:2], f"hydra.run.dir={tmp_path}/run"]
+    arguments += ["report=true"]
 
     def fill(*given: Any, **named: Any) -> Any:
         if not (isinstance(given[1], pl.Trainer) and given[1].current_epoch == 0):
