@@ -431,13 +431,19 @@ def _identity(config: DictConfig, *besides: str) -> Any:
 
 
 def provenance() -> dict[str, Any]:
-    """What a number needs to be made again: versions, machine, and the commit it was made at."""
+    """What a number needs to be made again: versions, machine, and the commit it was made at.
+
+    The machine's cores are those torch may use here, of those there are.
+    """
+    import torch
+
+    cores = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
     return {
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in PACKAGES},
         },
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{platform.system()} {platform.machine()}, {cores}",
         "commit": _git("rev-parse", "HEAD"),
         "clean": _git("status", "--porcelain") == "",
     }
