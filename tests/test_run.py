@@ -1,7 +1,7 @@
 import io
 import os
-import re
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
