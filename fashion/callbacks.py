@@ -126,6 +126,19 @@ class Stopwatch(Callback):
         self.seconds = time.perf_counter() - self._fit_start
 
 
+class SafePoints(Callback):
+    """Calls what may end the fit before each batch, where nothing is half done."""
+
+    def __init__(self, may_raise: Callable[[], None]) -> None:
+        self.may_raise = may_raise
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.may_raise()
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        self.may_raise()
+
+
 class EpochReport(Callback):
     """Tells a search how a run goes, and asks whether it shall go on.
 

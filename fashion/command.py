@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -74,9 +74,46 @@ def _signals_raise() -> Iterator[None]:
 
 def interrupt(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a signal handler
     """Raise `Interrupted`, and leave the next signal its default: to end the process."""
-    for either in SIGNALS:
-        signal.signal(either, signal.SIG_DFL)
+    _leave_to_system()
     raise Interrupted(signum)
+
+
+def _leave_to_system() -> None:
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_DFL)
+
+
+@contextmanager
+def postponed() -> Iterator[Callable[[], None]]:
+    """Let a first signal wait until what this yields is called, or for the block's end.
+
+    Raised between any two instructions, `Interrupted` may leave a queue that another thread reads
+    in the middle of something, and TensorBoard's writer then waits for ever.
+    """
+    noted: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a signal handler
+        _leave_to_system()
+        noted.append(signum)
+
+    def raise_noted() -> None:
+        if noted:
+            raise Interrupted(noted[0])
+
+    if threading.current_thread() is not threading.main_thread():
+        yield raise_noted
+        return
+    before = {signum: signal.signal(signum, note) for signum in SIGNALS}
+    try:
+        yield raise_noted
+    except SystemExit:  # Lightning's own answer to SIGTERM, of status 0
+        raise_noted()
+        raise
+    finally:
+        if not noted:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+    raise_noted()
 
 
 def mistake(error: Exception) -> Exception:

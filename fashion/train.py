@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fashion import DivergenceError, UserError, idx, schema
-from fashion.command import Interrupted, clear_errors, message, mistake
+from fashion.command import Interrupted, clear_errors, message, mistake, postponed
 from fashion.evaluate import SPLITS, evaluate, summary, write_report
 from fashion.run import PLACES, Run, provenance
 
@@ -92,7 +92,7 @@ def train(
     from hydra.utils import instantiate
 
     from fashion import board
-    from fashion.callbacks import Checkpoints, EpochSeed, Stopwatch
+    from fashion.callbacks import Checkpoints, EpochSeed, SafePoints, Stopwatch
     from fashion.classifier import Classifier, load_classifier, read_checkpoint
     from fashion.trainer import prepare_process
 
@@ -115,15 +115,23 @@ def train(
     validates = bool(config.data.val_size)
     checkpoints = Checkpoints(run, validates=validates)
     configured = [instantiate(callback) for callback in config.callbacks.values() if callback]
-    trainer = instantiate(
-        config.trainer,
-        run,
-        [EpochSeed(config.seed), stopwatch, *configured, *callbacks, checkpoints],
-        steps_before,
-        validates,
-    )
     try:
-        trainer.fit(classifier, datamodule=data, ckpt_path=before, weights_only=True)
+        with postponed() as raise_postponed:
+            trainer = instantiate(
+                config.trainer,
+                run,
+                [
+                    SafePoints(raise_postponed),
+                    EpochSeed(config.seed),
+                    stopwatch,
+                    *configured,
+                    *callbacks,
+                    checkpoints,
+                ],
+                steps_before,
+                validates,
+            )
+            trainer.fit(classifier, datamodule=data, ckpt_path=before, weights_only=True)
     except OSError as error:
         raise UserError(f"{run.folder} cannot be written: {error.strerror or error}.") from error
     except (DivergenceError, Interrupted) as error:
@@ -149,21 +157,22 @@ def train(
     # comes first, since of many columns TensorBoard shows five. It stands after the last
     # checkpoint's step, so that a run killed here and continued does not log it twice.
     steps_done = trainer.global_step + 1
-    trainer.logger.log_hyperparams(
-        OmegaConf.to_container(config, resolve=True),
-        {
-            f"reported/{key}": value
-            for key, value in sorted(metrics.items(), key=lambda item: "/" not in item[0])
-            if isinstance(value, float) and key.count("/") <= 1
-        },
-        step=steps_done,
-    )
-    run.update_metrics(metrics)
-    writer, network = trainer.logger.experiment, load_classifier(run).network
-    board.write_graph(writer, network)
-    if validates:
-        board.write_review(writer, steps_done, network, run.predictions("val"), data.val)
-    writer.close()  # Lightning has closed the one before, of training; each has a thread
+    with postponed():
+        trainer.logger.log_hyperparams(
+            OmegaConf.to_container(config, resolve=True),
+            {
+                f"reported/{key}": value
+                for key, value in sorted(metrics.items(), key=lambda item: "/" not in item[0])
+                if isinstance(value, float) and key.count("/") <= 1
+            },
+            step=steps_done,
+        )
+        run.update_metrics(metrics)
+        writer, network = trainer.logger.experiment, load_classifier(run).network
+        board.write_graph(writer, network)
+        if validates:
+            board.write_review(writer, steps_done, network, run.predictions("val"), data.val)
+        writer.close()  # Lightning has closed the one before, of training; each has a thread
     if report and validates:
         write_report(run, "val", data)
     return metrics.get("val/acc")

@@ -1,4 +1,4 @@
-"""Draw results/dial.svg from results/dial/, one file a run (scripts/reproduce dial)."""
+"""Draw results/pictures/dial.png from results/fast/, record/ and dial/ (scripts/reproduce dial)."""
 
 import json
 from collections import defaultdict
@@ -7,6 +7,7 @@ from pathlib import Path
 from fashion import figures
 
 RESULTS = Path("results")
+FOLDERS = ("fast", "record", "dial")
 # On the test set, as published; how honest each is, README says.
 PEERS = {
     "ResNet-20 + random erasing, 300 epochs: 95.55 %": 0.9555,
@@ -18,10 +19,12 @@ PEERS = {
 
 def main() -> None:
     runs = defaultdict(list)
-    for path in sorted((RESULTS / "dial").glob("*.json")):
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        runs[metrics["epochs"]].append((metrics["seconds"] / 60, metrics["test/acc"]))
-    figures.dial(runs, PEERS).savefig(RESULTS / "dial.svg")
+    for path in RESULTS.glob("*/*experiment-*.json"):
+        if path.parent.name in FOLDERS:
+            metrics = json.loads(path.read_text(encoding="utf-8"))
+            point = metrics["seconds"] / 60, metrics["test/acc"]
+            runs[metrics["epochs"]].append(point)
+    figures.dial(runs, PEERS).savefig(RESULTS / "pictures" / "dial.png", dpi=120)
 
 
 if __name__ == "__main__":

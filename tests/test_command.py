@@ -1,11 +1,13 @@
 """How every command ends: by an error, by a signal."""
 
 import signal
+import sys
+from collections.abc import Callable
 
 import pytest
 
 from fashion import UserError
-from fashion.command import clear_errors, interrupt, message
+from fashion.command import SIGNALS, Interrupted, clear_errors, interrupt, message, postponed
 
 
 def interrupted(signum: signal.Signals) -> None:
@@ -27,6 +29,46 @@ def test_a_signal(signum: signal.Signals, status: int, capsys: pytest.CaptureFix
     assert ended.value.code == status
     assert capsys.readouterr().err == f"\nInterrupted by {signum.name}.\n"
     assert signal.getsignal(signum) == before
+
+
+def at_a_safe_point(reached: list[str]) -> None:
+    with postponed() as raise_postponed:
+        raise_postponed()
+        signal.raise_signal(signal.SIGTERM)
+        reached.append("after the signal")
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # a second one does not wait
+        raise_postponed()
+        reached.append("after the safe point")
+
+
+def at_the_end(reached: list[str]) -> None:
+    with postponed():
+        signal.raise_signal(signal.SIGTERM)
+        reached.append("after the signal")
+
+
+def with_lightning(reached: list[str]) -> None:
+    """Which raises a SystemExit of status 0."""
+    with postponed():
+        signal.raise_signal(signal.SIGTERM)
+        reached.append("after the signal")
+        sys.exit()
+
+
+@pytest.mark.parametrize("block", [at_a_safe_point, at_the_end, with_lightning])
+def test_a_postponed_signal(block: Callable[[list[str]], None]) -> None:
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    reached: list[str] = []
+    try:
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            block(reached)
+        assert reached == ["after the signal"]
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    with postponed():
+        pass
+    assert {signum: signal.getsignal(signum) for signum in SIGNALS} == before
 
 
 def failing(error: UserError) -> None:
