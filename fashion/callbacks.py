@@ -1,6 +1,7 @@
 """What hangs on the training loop and is not learning."""
 
 import math
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -127,16 +128,30 @@ class Stopwatch(Callback):
 
 
 class SafePoints(Callback):
-    """Calls what may end the fit before each batch, where nothing is half done."""
+    """Lets a signal end the fit before a batch, where nothing is half done, in all processes.
 
-    def __init__(self, may_raise: Callable[[], None]) -> None:
-        self.may_raise = may_raise
+    Args:
+        listen: notes signals from now on.
+        raise_noted: raises what ends the fit, if a signal has been noted.
+    """
+
+    def __init__(self, listen: Callable[[], None], raise_noted: Callable[[], None]) -> None:
+        self.listen, self.raise_noted = listen, raise_noted
+
+    def on_train_start(self, *_: Any) -> None:
+        # Lightning now listens to SIGTERM itself: it would wait there and then for the other
+        # processes, which may be waiting for this one.
+        self.listen()
 
     def on_train_batch_start(self, *_: Any) -> None:
-        self.may_raise()
+        self.raise_noted()
 
     def on_validation_batch_start(self, *_: Any) -> None:
-        self.may_raise()
+        self.raise_noted()
+
+    def on_exception(self, trainer: pl.Trainer, *_: Any) -> None:
+        if launcher := trainer.strategy.launcher:
+            launcher.kill(signal.SIGTERM)
 
 
 class EpochReport(Callback):

@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -83,37 +83,51 @@ def _leave_to_system() -> None:
         signal.signal(signum, signal.SIG_DFL)
 
 
+class Postponed:
+    """A first signal, noted where it comes and raised where it does no harm."""
+
+    def __init__(self) -> None:
+        self.noted: int | None = None
+
+    def listen(self) -> None:
+        """Note the first signal, also where somebody else has meanwhile asked for it."""
+        if threading.current_thread() is threading.main_thread() and self.noted is None:
+            for signum in SIGNALS:
+                signal.signal(signum, self._note)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler
+        _leave_to_system()
+        self.noted = signum
+
+    def raise_noted(self) -> None:
+        """Raise `Interrupted` if a signal has come."""
+        if self.noted is not None:
+            raise Interrupted(self.noted)
+
+
 @contextmanager
-def postponed() -> Iterator[Callable[[], None]]:
-    """Let a first signal wait until what this yields is called, or for the block's end.
+def postponed() -> Iterator[Postponed]:
+    """Let a first signal wait for a call of `raise_noted`, or for the block's end.
 
     Raised between any two instructions, `Interrupted` may leave a queue that another thread reads
     in the middle of something, and TensorBoard's writer then waits for ever.
     """
-    noted: list[int] = []
-
-    def note(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a signal handler
-        _leave_to_system()
-        noted.append(signum)
-
-    def raise_noted() -> None:
-        if noted:
-            raise Interrupted(noted[0])
-
-    if threading.current_thread() is not threading.main_thread():
-        yield raise_noted
-        return
-    before = {signum: signal.signal(signum, note) for signum in SIGNALS}
+    postponement = Postponed()
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    postponement.listen()
     try:
-        yield raise_noted
-    except SystemExit:  # Lightning's own answer to SIGTERM, of status 0
-        raise_noted()
+        yield postponement
+    except (Exception, SystemExit):
+        # What fails then is the signal's doing: another process has ended, and talks no more.
+        postponement.raise_noted()
         raise
     finally:
-        if not noted:
+        if postponement.noted is not None:
+            _leave_to_system()  # again: Lightning may have put back what it found
+        elif threading.current_thread() is threading.main_thread():
             for signum, handler in before.items():
                 signal.signal(signum, handler)
-    raise_noted()
+    postponement.raise_noted()
 
 
 def mistake(error: Exception) -> Exception:

@@ -116,12 +116,12 @@ def train(
     checkpoints = Checkpoints(run, validates=validates)
     configured = [instantiate(callback) for callback in config.callbacks.values() if callback]
     try:
-        with postponed() as raise_postponed:
+        with postponed() as signals:
             trainer = instantiate(
                 config.trainer,
                 run,
                 [
-                    SafePoints(raise_postponed),
+                    SafePoints(signals.listen, signals.raise_noted),
                     EpochSeed(config.seed),
                     stopwatch,
                     *configured,

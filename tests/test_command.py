@@ -32,12 +32,12 @@ def test_a_signal(signum: signal.Signals, status: int, capsys: pytest.CaptureFix
 
 
 def at_a_safe_point(reached: list[str]) -> None:
-    with postponed() as raise_postponed:
-        raise_postponed()
+    with postponed() as signals:
+        signals.raise_noted()
         signal.raise_signal(signal.SIGTERM)
         reached.append("after the signal")
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # a second one does not wait
-        raise_postponed()
+        signals.raise_noted()
         reached.append("after the safe point")
 
 

@@ -585,14 +585,25 @@ def test_a_grid_continues_what_was_interrupted(
     assert [run.metrics["epochs"] for run in Run.below(tmp_path / "grid")] == [2, 2]
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+TWO_PROCESSES = ("trainer.devices=2", "trainer.strategy=ddp")
+
+
+@pytest.mark.parametrize(
+    ("signum", "status", "processes"),
+    [(signal.SIGINT, 130, ()), (signal.SIGTERM, 143, ()), (signal.SIGTERM, 143, TWO_PROCESSES)],
+)
 def test_a_signal_ends_a_run_in_order(
-    tiny_data: Path, tmp_path: Path, signum: signal.Signals, status: int
+    tiny_data: Path,
+    tmp_path: Path,
+    signum: signal.Signals,
+    status: int,
+    processes: tuple[str, ...],
 ) -> None:
-    """A real process, told to end in its third epoch; the epochs before stand."""
+    """A real process, told to end after its first epoch, which stands; it ends the other one."""
     arguments = [
         *tiny_overrides(tiny_data),
         *SHORT[:2],
+        *processes,
         "trainer.max_epochs=100000",
         "callbacks.early_stopping=null",
         "hydra.run.dir=run",
