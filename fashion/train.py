@@ -94,7 +94,7 @@ def train(
     from fashion import board
     from fashion.callbacks import Checkpoints, EpochSeed, SafePoints, Stopwatch
     from fashion.classifier import Classifier, load_classifier, read_checkpoint
-    from fashion.trainer import prepare_process
+    from fashion.trainer import prepare_process, return_freed_memory
 
     prepare_process()
     pl.seed_everything(config.seed, verbose=False)
@@ -175,6 +175,7 @@ def train(
         writer.close()  # Lightning has closed the one before, of training; each has a thread
     if report and validates:
         write_report(run, "val", data)
+    return_freed_memory()
     return metrics.get("val/acc")
 
 
