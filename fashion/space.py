@@ -15,7 +15,7 @@ leaves out keeps the configuration's own value. Imports neither torch nor Optuna
 """
 
 import difflib
-import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
 KINDS = ("float", "int", "choices")
+LONGEST = 100  # of lists: each element is a parameter
 # What every trial must share, or their values could not be compared.
 SHARED = (
     *("seed", "test", "report", "resume", "name", "sweep", "checkpoint"),
@@ -35,7 +36,6 @@ SHARED = (
     *("trainer.max_epochs", "trainer.limit_train_batches", "trainer.limit_val_batches"),
     *("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.progress_bar"),
 )
-MISSING = object()
 
 Value = bool | int | float | str | None
 
@@ -91,7 +91,7 @@ class Space:
         return any(parameter.conditions for parameter in self.parameters)
 
     @classmethod
-    def parse(cls, entries: Mapping[str, Any], config: DictConfig) -> "Space":
+    def parse(cls, entries: Mapping[Any, Any], config: DictConfig) -> "Space":
         """The space over `config` that a file in conf/search/ describes, as plain values.
 
         Raises:
@@ -186,15 +186,15 @@ class Space:
         return config
 
 
-def _check_key(key: str, config: DictConfig) -> None:
+def _check_key(key: object, config: DictConfig) -> None:
     if key in SHARED:
-        hint = {
-            "trainer.max_epochs": " Pruning and early stopping decide how many epochs a trial gets."
-        }.get(key, "")
+        hint = ""
+        if key == "trainer.max_epochs":
+            hint = " Pruning and early stopping decide how many epochs a trial gets."
         raise UserError(f"all trials of a search share it, so that they compare.{hint}")
-    value = OmegaConf.select(config, key, default=MISSING)
-    if value is MISSING or isinstance(value, DictConfig):
-        near = difflib.get_close_matches(key, _keys(config), 3)
+    keys = list(_keys(config))
+    if key not in keys:
+        near = difflib.get_close_matches(str(key), keys, 3)
         hint = f" Near it: {', '.join(near)}." if near else ""
         raise UserError(f"there is no such key in the configuration.{hint}")
 
@@ -232,8 +232,8 @@ def _parameters(key: str, entry: object, own: object) -> list[Parameter]:
     if "length" not in entry:
         return [Parameter(key, kind, values, log, conditions)]
     least, most = _range("int", entry["length"], "length")
-    if least < 0:
-        raise UserError(f"length: {_listed((least, most))}: a list has no fewer than 0 elements.")
+    if least < 0 or most > LONGEST:
+        raise UserError(f"length: {_listed((least, most))}: a list has 0 to {LONGEST} elements.")
     elements = [
         Parameter(
             f"{key}.{position}",
@@ -268,7 +268,7 @@ def _range(kind: str, given: object, word: str | None = None) -> tuple[Any, Any]
         not isinstance(given, list)
         or len(given) != 2  # noqa: PLR2004
         or not all(isinstance(end, number) and not isinstance(end, bool) for end in given)
-        or not all(math.isfinite(end) for end in given)
+        or not all(abs(end) <= sys.float_info.max for end in given)  # nan neither
     ):
         what = "whole numbers" if kind == "int" else "numbers"
         raise UserError(f"{word}: {given!s}: it takes two {what}, [low, high].")

@@ -6,6 +6,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from fashion import UserError, schema
@@ -108,7 +110,10 @@ def test_the_first_trial_is_the_configuration() -> None:
         ({"data.batch_size": {"choices": [16, 32], "log": True}}, "of float and int alone"),
         ({"model.network.conv": {"int": [1, 9]}}, "say how long with length"),
         ({"optimizer.lr": {"float": [0.1, 1], "length": [1, 2]}}, "0.001, is no list"),
-        ({"model.network.conv": {"length": [-1, 2], "int": [1, 99]}}, "no fewer than 0"),
+        ({"model.network.conv": {"length": [-1, 2], "int": [1, 99]}}, "0 to 100 elements"),
+        ({"model.network.conv": {"length": [1, 10**9], "int": [1, 99]}}, "0 to 100 elements"),
+        ({"optimizer.lr": {"float": [0.0001, 10**400]}}, "it takes two numbers"),
+        ({5: {"int": [1, 2]}}, "5: there is no such key"),
         ({"model.network.dropout": {"float": [0.5, 1.0]}}, "dropout = 1.0: input should be less"),
         ({"model.network.conv_activation": {"choices": ["relu", "leaky_relu", "rlu"]}}, "= rlu"),
         # The configuration's own value outside.
@@ -119,11 +124,11 @@ def test_the_first_trial_is_the_configuration() -> None:
         ({"model.network.batch_norm": {"choices": [0, 1]}}, "own value, false"),
     ],
 )
-def test_a_wrong_entry_is_refused_by_name(entry: dict[str, Any], message: str) -> None:
+def test_a_wrong_entry_is_refused_by_name(entry: dict[Any, Any], message: str) -> None:
     with pytest.raises(UserError, match=r"^search") as refusal:
         Space.parse(entry, training())
     assert message in str(refusal.value)
-    assert next(iter(entry)) in str(refusal.value)
+    assert str(next(iter(entry))) in str(refusal.value)
 
 
 @pytest.mark.parametrize(
@@ -194,3 +199,77 @@ def test_a_condition_on_what_comes_later_in_the_file() -> None:
         values = space.suggest(cast(Any, Draws(seed)))
         assert ("model.network.pool" in values) == (values["model.network.batch_norm"] is False)
         assert ("model.network.dropout" in values) == (values.get("model.network.pool") == 2)
+
+
+# Anything that YAML can say, with the words of a space in it more often than not.
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from([10**400, "relu", "leaky_relu", 0.001, 32, 64])
+    | st.text(max_size=5)
+)
+ENTRIES = st.fixed_dictionaries(
+    {},
+    optional={
+        "float": st.lists(SCALARS, max_size=3) | SCALARS,
+        "int": st.lists(st.integers(-2, 200) | SCALARS, max_size=3),
+        "choices": st.lists(SCALARS | st.lists(SCALARS, max_size=1), max_size=3),
+        "log": st.booleans() | SCALARS,
+        "length": st.lists(st.integers(-1, 4), min_size=2, max_size=2) | SCALARS,
+        "when": st.dictionaries(
+            st.sampled_from(["data.batch_size", "model.network.conv.length", "model"]) | SCALARS,
+            SCALARS | st.lists(SCALARS, max_size=2),
+            max_size=2,
+        )
+        | SCALARS,
+        "step": SCALARS,
+    },
+)
+NAMES = st.sampled_from(
+    [
+        *("optimizer.lr", "data.batch_size", "model.network.conv", "model.network.conv.0"),
+        *("model.network.dropout", "model.network.conv_activation", "optimizer", "seed"),
+        *("optimizer.lr.x", "a..b", ".", "", "optimizer[lr]", "[", "${seed}", "???", "callbacks"),
+    ]
+)
+CONFIG = training()
+
+
+@given(st.dictionaries(NAMES | SCALARS, ENTRIES | SCALARS, max_size=3), st.integers(0, 9))
+def test_any_space_is_refused_by_name_or_draws_what_is_allowed(
+    entries: dict[Any, Any], seed: int
+) -> None:
+    refusal = None
+    try:
+        space = Space.parse(entries, CONFIG)
+    except UserError as error:
+        refusal = str(error)
+    if refusal is not None:
+        assert refusal.startswith("search")
+        return
+    drawn = space.apply(CONFIG, space.suggest(cast(Any, Draws(seed))))
+    schema.check(cast(dict[str, Any], OmegaConf.to_container(drawn)), {})
+
+
+@given(
+    low=st.floats(1e-6, 1e-3, exclude_max=True),
+    high=st.floats(1e-3, 1, exclude_min=True),
+    log=st.booleans(),
+    sizes=st.lists(st.integers(1, 1000), min_size=1, max_size=5, unique=True),
+)
+def test_a_right_space_says_what_the_file_says(
+    *, low: float, high: float, log: bool, sizes: list[int]
+) -> None:
+    choices = [32, *(size for size in sizes if size != 32), 1001]
+    entries = {
+        "optimizer.lr": {"float": [low, high], "log": log},
+        "data.batch_size": {"choices": choices},
+    }
+    trial = Draws(0)
+    space = Space.parse(entries, CONFIG)
+    assert space.defaults(CONFIG) == {"optimizer.lr": 0.001, "data.batch_size": 32}
+    values = space.suggest(cast(Any, trial))
+    assert trial.asked == {"optimizer.lr": (low, high, log), "data.batch_size": tuple(choices)}
+    assert space.apply(CONFIG, values).data.batch_size == values["data.batch_size"]
