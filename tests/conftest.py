@@ -9,12 +9,17 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Tests run side by side; several threads each would wait for each other's cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 install_import_hook("fashion", "beartype.beartype")
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:

@@ -360,7 +360,7 @@ def test_the_command(root: Path, command: Command) -> None:
     assert FIRST in done.err
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     arrays(np.uint8, array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=9)),
     st.binary(max_size=3),

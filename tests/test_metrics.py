@@ -32,7 +32,7 @@ predictions = st.builds(
     images=st.integers(1, 60),
     sharpness=st.sampled_from([0.0, 0.3, 1.0, 5.0, 50.0]),
 )
-bounded = settings(max_examples=40, deadline=None, derandomize=True)
+bounded = settings(max_examples=40, derandomize=True)
 
 EXTREMES = {
     "perfect": one_hot,

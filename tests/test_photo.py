@@ -203,7 +203,7 @@ def test_a_white_product_on_white_is_faint():
 
 
 @given(st.sampled_from(MODES), st.integers(1, 70), st.integers(1, 70), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_picture_gives_28_x_28_or_the_documented_error(mode, width, height, data):
     picture = Image.new(mode, (width, height))
     count = len(picture.tobytes())
@@ -220,7 +220,7 @@ def test_any_picture_gives_28_x_28_or_the_documented_error(mode, width, height, 
 
 
 @given(arrays.arrays(np.uint8, (28, 28)))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_any_picture_with_a_black_frame_is_passed(image):
     image[[0, -1]] = image[:, [0, -1]] = 0
     image[14, 14] = 200
@@ -323,7 +323,7 @@ SMALL = [encode(shirt((30, 40)), form) for form in ("PNG", "JPEG", "WEBP", "GIF"
     st.sampled_from(SMALL),
     st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=8),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_damaged_file_is_a_picture_or_the_documented_error(tmp_path_factory, content, damage):
     damaged = bytearray(content)
     for position, value in damage:

@@ -181,7 +181,7 @@ def test_readers_see_the_old_file_or_the_new_one(tmp_path: Path) -> None:
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=20), st.integers(0, 2**32 - 1))
 def test_predictions_come_back_as_they_were(
     tmp_path_factory: pytest.TempPathFactory, labels: list[int], seed: int
