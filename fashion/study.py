@@ -121,7 +121,7 @@ def _connect(storage: str, heartbeat: int) -> RDBStorage:
         with sqlite3.connect(str(url.database)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")  # reading does not wait for writing
         connection.close()
-    rdb = RDBStorage(
+    rdb = _Storage(
         storage,
         {"connect_args": {"timeout": 60, "isolation_level": None}}
         if file
@@ -138,6 +138,15 @@ def _connect(storage: str, heartbeat: int) -> RDBStorage:
             rdb.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE")
         )
     return rdb
+
+
+class _Storage(RDBStorage):
+    """Tells of each trial whether a first heartbeat was recorded: only then can it be missed."""
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        super().record_heartbeat(trial_id)
+        with contextlib.suppress(UpdateFinishedTrialError):
+            self.set_trial_user_attr(trial_id, BEGAN, True)  # noqa: FBT003
 
 
 def _shown(storage: str) -> str:
@@ -391,7 +400,6 @@ def _guarded(
     def guarded(trial: Trial) -> float:
         trials = study.get_trials(deepcopy=False)
         (this,) = (other for other in trials if other.number == trial.number)
-        trial.set_user_attr(BEGAN, True)  # noqa: FBT003
         if position(this, trials) >= limits.trials:
             trial.set_user_attr(REASON, SURPLUS)
             raise RuntimeError(SURPLUS)

@@ -247,9 +247,10 @@ def test_the_time_a_search_has_taken() -> None:
 
 
 WORKER = """
-import sys, time
+import os, sys, time
 sys.path.insert(0, {tests!r})
 import test_study
+{first}
 def objective(trial, number):
     time.sleep({pause})
     return test_study.quick(trial, number)
@@ -257,9 +258,15 @@ test_study.run(test_study.opened({storage}), {total}, objective)
 """
 
 
-def worker(storage: Path | str, total: int, pause: float = 0.0) -> subprocess.Popen[bytes]:
+def worker(
+    storage: Path | str, total: int, pause: float = 0.0, first: str = ""
+) -> subprocess.Popen[bytes]:
     script = WORKER.format(
-        tests=str(Path(__file__).parent), storage=_literal(storage), total=total, pause=pause
+        tests=str(Path(__file__).parent),
+        storage=_literal(storage),
+        total=total,
+        pause=pause,
+        first=first,
     )
     environment = os.environ | {"PYTHONPATH": str(CONF.parent)}
     return subprocess.Popen(
@@ -337,6 +344,14 @@ def test_what_is_killed_before_its_first_sign_of_life(tmp_path: Path) -> None:
     trials = run(opened(tmp_path / "a.db"), 3)
     assert [origin(trial) for trial in trials] == [1, 2, 0]
     assert all(trial.state.is_finished() for trial in trials)
+
+
+def test_what_is_killed_between_its_start_and_its_first_sign_of_life(tmp_path: Path) -> None:
+    """The heartbeat has a thread of its own, which may come late."""
+    opened(tmp_path / "a.db")
+    late = "test_study.study.RDBStorage.record_heartbeat = lambda *_: time.sleep(2) or os._exit(9)"
+    assert worker(tmp_path / "a.db", 3, pause=60, first=late).wait(300) == 9
+    assert [origin(trial) for trial in run(opened(tmp_path / "a.db"), 3)] == [1, 2, 0]
 
 
 def test_a_storage_that_cannot_be_used(tmp_path: Path) -> None:
