@@ -4,7 +4,8 @@ python scripts/simulate_search.py cost        seconds a trial at 10, 100 and 1,0
 python scripts/simulate_search.py workers     64 workers whose trials sleep; a third is killed
 
 A trial draws from conf/search/deck.yaml, reports 15 epochs that may be pruned, and takes no time
-(cost) or sleeps half a second an epoch (workers). SQLite lies on the disk of this machine;
+(cost) or sleeps eight seconds an epoch (workers), as if it trained elsewhere. All workers sample on
+this machine's cores, where each of a cluster's would have its own. SQLite lies on the disk here;
 PostgreSQL is a server on loopback that the script starts (Debian: apt-get install postgresql) with
 its usual settings. Writes results/simulate_search/NAME.json.
 """
@@ -12,6 +13,7 @@ its usual settings. Writes results/simulate_search/NAME.json.
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -78,10 +80,13 @@ def objective(found: Space, pause: float) -> Callable[[Trial, int], float]:
         assert isinstance(layers, int) and isinstance(rate, float)  # noqa: S101, PT018
         best = 0.9 + 0.01 * layers - 3 * abs(rate - 0.002)
         slept = 0.0
+        (this,) = (t for t in trial.study.get_trials(deepcopy=False) if t.number == trial.number)
+        known = set(this.intermediate_values)  # by an attempt that was killed
         for epoch in range(1, EPOCHS + 1):
             time.sleep(pause)
             slept += pause
-            trial.report(best - 0.1 / epoch, epoch)
+            if epoch not in known:
+                trial.report(best - 0.1 / epoch, epoch)
             if trial.should_prune():
                 trial.set_user_attr(SLEPT, slept)
                 raise TrialPruned
@@ -165,6 +170,7 @@ def workers(count: int, trials: int, pause: float) -> dict[str, Any]:
     result = {
         "workers": count,
         "killed_workers": count // 3,
+        "seconds_an_epoch": pause,
         "trials": len(last),
         "finished": len(finished),
         "killed_trials": len(killed),
@@ -173,6 +179,10 @@ def workers(count: int, trials: int, pause: float) -> dict[str, Any]:
         "storage_seconds_a_trial": statistics.mean(span - sleep for span, sleep in spans),
         "storage_seconds_a_trial_median": statistics.median(span - sleep for span, sleep in spans),
         "sleep_seconds_a_trial": statistics.mean(sleep for _, sleep in spans),
+        "worker_cpu_seconds_a_trial": sum(
+            resource.getrusage(resource.RUSAGE_CHILDREN)[:2]  # user, system; imports too
+        )
+        / len(last),
         "idle_share": 1 - slept / (count * (half - working)),
         "trials_timed": len(spans),
     }
@@ -187,8 +197,8 @@ def main() -> None:
     kinds.add_parser("cost")
     many = kinds.add_parser("workers")
     many.add_argument("--count", type=int, default=64)
-    many.add_argument("--trials", type=int, default=1000)
-    many.add_argument("--pause", type=float, default=0.5, help="seconds an epoch")
+    many.add_argument("--trials", type=int, default=400)
+    many.add_argument("--pause", type=float, default=8.0, help="seconds an epoch")
     one = kinds.add_parser("worker", help="used by workers")
     for name, kind in (("url", str), ("trials", int), ("pause", float)):
         one.add_argument(name, type=kind)
