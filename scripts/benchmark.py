@@ -14,7 +14,8 @@ and, for the deck's model alone,
 Each is measured in a process of its own, since bare and ours change settings of theirs, and after
 its first pictures, which wait for one-time imports and set-up. Beside the record's recipe stand the
 share of the machine's peak that its counted operations reach, the peak being a large product of
-fp32 matrices, and its augmentation's share of a step.
+fp32 matrices, its augmentation's share of a step, and how long the evaluation of 10,000 pictures
+takes as a share of an epoch of 50,000.
 
 Writes results/benchmark.json.
 """
@@ -30,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,7 @@ OVERRIDES = {
     **{variant: [f"model.network.pool={pool}"] for variant, pool in DECK.items()},
     "record": ["experiment=record"],
 }
+BESIDE = ("peak", "augmentation", "evaluation")  # of the record's network: not its training
 WARM_UP = 1000  # images before the clock starts
 PEAK_SIZE = 2048  # rows and columns of the matrices
 
@@ -150,8 +153,9 @@ def plain(variant: str, images: int) -> float:
     return loop(net, torch.optim.Adam(net.parameters()), batch, images)
 
 
-def ours(variant: str, images: int) -> float:
-    """What `fashion.train` wires."""
+@contextlib.contextmanager
+def wired(variant: str, *callbacks: Callback) -> Iterator[tuple[pl.Trainer, Classifier, Any]]:
+    """Trainer, classifier and data as `fashion.train` wires them."""
     prepare_process()
     config = configuration(variant)
     data = instantiate(config.data, config.seed, instantiate(config.augmentation, EPOCHS))
@@ -162,19 +166,35 @@ def ours(variant: str, images: int) -> float:
         instantiate(config.optimizer, steps=data.steps),
         label_smoothing=config.label_smoothing,
     )
-    clock = Clock(images)
     with tempfile.TemporaryDirectory() as folder, quiet():
         run = Run(Path(folder))
-        callbacks = [
+        usual = [
             EpochSeed(config.seed),
-            Stopwatch(),
             *(instantiate(callback) for callback in config.callbacks.values() if callback),
             Checkpoints(run, validates=True),
-            clock,
         ]
-        trainer = instantiate(config.trainer, run, callbacks, 0, True)  # noqa: FBT003
+        yield (
+            instantiate(config.trainer, run, [*usual, *callbacks], 0, True),  # noqa: FBT003
+            classifier,
+            data,
+        )
+
+
+def ours(variant: str, images: int) -> float:
+    clock = Clock(images)
+    with wired(variant, Stopwatch(), clock) as (trainer, classifier, data):
         trainer.fit(classifier, datamodule=data)
     return clock.rate
+
+
+def evaluation(variant: str, images: int) -> float:  # noqa: ARG001 - all there are
+    """Validation pictures a second, in the same loop."""
+    with wired(variant) as (trainer, classifier, data):
+        trainer.limit_val_batches = 1.0  # all of them
+        trainer.validate(classifier, datamodule=data)
+        start = time.perf_counter()
+        trainer.validate(classifier, datamodule=data)
+        return len(data.val) / (time.perf_counter() - start)
 
 
 class Usual(pl.LightningModule):
@@ -312,7 +332,7 @@ def main() -> None:
     deck = ["bare", "ours", "plain", "usual"]
     if importlib.util.find_spec("keras"):
         deck.append("keras")
-    entries = {"literal": deck, "pooled": deck, "record": ["bare", "ours", "peak", "augmentation"]}
+    entries = {"literal": deck, "pooled": deck, "record": ["bare", "ours", *BESIDE]}
     measured: dict[str, dict[str, list[float]]] = {
         variant: {name: [] for name in names} for variant, names in entries.items()
     }
@@ -321,7 +341,7 @@ def main() -> None:
             for name in names:
                 measured[variant][name].append(measured_apart(name, variant, arguments.images))
         print(f"round {round_ + 1} of {arguments.rounds}", flush=True)
-    peaks, augmentations = (measured["record"].pop(name) for name in ("peak", "augmentation"))
+    peaks, augmentations, evaluations = (measured["record"].pop(name) for name in BESIDE)
     ratios = {
         variant: {name: _ratio(values["ours"], series) for name, series in values.items()}
         for variant, values in measured.items()
@@ -338,11 +358,13 @@ def main() -> None:
     record_rates = measured["record"]
     of_peak = {name: operations * _ratio(series, peaks) for name, series in record_rates.items()}
     augmentation_share = _ratio(record_rates["ours"], augmentations)
+    evaluation_share = _ratio(record_rates["ours"], evaluations) / 5
     print(
         f"\nThe record's network: {operations / 1e6:.1f} million operations an image, of a peak of "
         f"{statistics.median(peaks) / 1e9:.0f} thousand million a second: "
         + ", ".join(f"{name} reaches {share:.2f}" for name, share in of_peak.items())
-        + f". Augmentation takes {100 * augmentation_share:.1f} % of a step."
+        + f". Augmentation takes {100 * augmentation_share:.1f} % of a step, the evaluation of "
+        f"10,000 pictures {100 * evaluation_share:.1f} % of an epoch of 50,000."
     )
     path = Path("results/benchmark.json")
     path.parent.mkdir(exist_ok=True)
@@ -355,8 +377,10 @@ def main() -> None:
             "operations_per_image": operations,
             "peak_operations_per_second": peaks,
             "augmentation_images_per_second": augmentations,
+            "evaluation_images_per_second": evaluations,
             "share_of_peak": of_peak,
             "augmentation_share_of_step": augmentation_share,
+            "evaluation_share_of_epoch": evaluation_share,
         },
         **provenance(),
     }
@@ -370,7 +394,8 @@ def _ratio(numerators: list[float], denominators: list[float]) -> float:
 
 
 CONTESTANTS = {
-    each.__name__: each for each in (bare, ours, plain, usual, keras, peak, augmentation)
+    each.__name__: each
+    for each in (bare, ours, plain, usual, keras, peak, augmentation, evaluation)
 }
 
 if __name__ == "__main__":
