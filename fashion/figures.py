@@ -416,11 +416,17 @@ def dial(runs: Mapping[int, Sequence[tuple[float, float]]], peers: Mapping[str, 
     """
     figure, axes = _chart(7.2, 4.4, "Accuracy against minutes of training")
     epochs = sorted(runs)
-    means = np.array([np.mean(runs[count], axis=0) for count in epochs])
+    # The middle run's minutes: one that the machine paused says nothing of the recipe's speed.
+    middle = np.array(
+        [
+            (np.median([minutes for minutes, _ in points]), np.mean([share for _, share in points]))
+            for points in (runs[count] for count in epochs)
+        ]
+    )
     for minutes, accuracy in (point for count in epochs for point in runs[count]):
         axes.plot(minutes, accuracy, "o", color=ACCENT, ms=4, alpha=0.5, mew=0)
-    axes.plot(*means.T, color=ACCENT, lw=1.8)
-    for count, (minutes, accuracy) in zip(epochs, means, strict=True):
+    axes.plot(*middle.T, color=ACCENT, lw=1.8)
+    for count, (minutes, accuracy) in zip(epochs, middle, strict=True):
         axes.annotate(
             f"{count}",
             (minutes, accuracy),

@@ -265,11 +265,11 @@ def test_colours_are_those_that_the_report_replaces() -> None:
 
 
 def test_dial() -> None:
-    runs = {4: [(2.0, 0.93), (3.0, 0.94)], 1: [(0.5, 0.90), (0.7, 0.91)]}
+    runs = {4: [(2.0, 0.93), (3.0, 0.94), (10.0, 0.935)], 1: [(0.5, 0.90), (0.7, 0.91)]}
     figure = figures.dial(runs, {"the deck": 0.9})
     axes = figure.axes[0]
     (line,) = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_lw() == 1.8]
-    np.testing.assert_allclose(line.get_xydata(), [(0.6, 0.905), (2.5, 0.935)])
+    np.testing.assert_allclose(line.get_xydata(), [(0.6, 0.905), (3, 0.935)])
     points = {tuple(line.get_xydata()[0]) for line in axes.lines if len(line.get_xdata()) == 1}
     assert points == {point for several in runs.values() for point in several}
     assert texts(figure) == ["1", "4", "the deck"]
