@@ -426,11 +426,12 @@ def dial(runs: Mapping[int, Sequence[tuple[float, float]]], peers: Mapping[str, 
     for minutes, accuracy in (point for count in epochs for point in runs[count]):
         axes.plot(minutes, accuracy, "o", color=ACCENT, ms=4, alpha=0.5, mew=0)
     axes.plot(*middle.T, color=ACCENT, lw=1.8)
-    for count, (minutes, accuracy) in zip(epochs, middle, strict=True):
-        axes.annotate(
+    for count, minutes in zip(epochs, middle[:, 0], strict=True):
+        axes.annotate(  # on the axis, where no dot is
             f"{count}",
-            (minutes, accuracy),
-            (0, -14),
+            (minutes, 0),
+            (0, 4),
+            xycoords=("data", "axes fraction"),
             textcoords="offset points",
             size=8,
             color=ACCENT,
@@ -449,7 +450,7 @@ def dial(runs: Mapping[int, Sequence[tuple[float, float]]], peers: Mapping[str, 
         )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda minutes, _: f"{minutes:.3g}")
-    axes.set_xlabel("minutes, each point's number of epochs below it")
+    axes.set_xlabel("minutes; above the axis the numbers of epochs")
     axes.yaxis.set_major_formatter(_per_cent)
     axes.margins(y=0.12)
     return figure
