@@ -48,6 +48,14 @@ def test_there_are_commands() -> None:
     assert list(overrides_of_tables())
 
 
+def test_tables_are_those_of_the_results() -> None:
+    text = README.read_text(encoding="utf-8") if README.exists() else ""
+    tables = re.findall(r"^<!-- (results/\S+) -->\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert len(tables) == text.count("<!-- results/")
+    for path, table in tables:
+        assert table in (ROOT / path).read_text(encoding="utf-8")
+
+
 def choices(override: str) -> list[str]:
     """Of a grid's `key=a,b`; a list in brackets is one value."""
     key, _, value = override.partition("=")
