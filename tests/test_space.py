@@ -61,8 +61,10 @@ def test_the_deck_s_space_allows_what_it_draws() -> None:
         drawn = space.apply(config, values)
         schema.check(cast(dict[str, Any], OmegaConf.to_container(drawn)), {})
         conv, dense = drawn.model.network.conv, drawn.model.network.dense
-        assert len(conv) == values["model.network.conv.length"]
-        assert all(16 <= filters <= 64 for filters in conv)
+        pooled = values["model.network.pool"] == 2
+        assert ("model.network.conv.length" in values) == pooled
+        assert len(conv) == values.get("model.network.conv.length", 1)
+        assert all(16 <= filters <= 128 for filters in conv) if pooled else conv == [64]
         # Only with two convolutions does the second have a width.
         assert ("model.network.conv.1" in trial.asked) == (len(conv) > 1)
         leaky = values["model.network.conv_activation"] == "leaky_relu"
@@ -83,7 +85,9 @@ def test_the_first_trial_is_the_configuration() -> None:
         values = space.defaults(config)
         assert space.apply(config, values) == config
         assert values["optimizer.lr"] == config.optimizer.lr
-        assert values["model.network.conv.length"] == len(config.model.network.conv)
+        pooled = config.model.network.pool == 2
+        assert values.get("model.network.conv.length", 1) == len(config.model.network.conv)
+        assert ("model.network.conv.length" in values) == pooled
 
 
 @pytest.mark.parametrize(
