@@ -54,14 +54,13 @@ class ConvNet(nn.Sequential):
                     f"gets {size} x {size} pixels, too few for its kernel and pooling."
                 )
             layers.append(nn.Conv2d(channels, filters, kernel_size, bias=not batch_norm))
-            if batch_norm:
-                layers.append(nn.BatchNorm2d(filters))
-            activation = _activation(conv_activation, negative_slope)
+            activated: list[nn.Module] = [nn.BatchNorm2d(filters)] if batch_norm else []
+            activated.append(_activation(conv_activation, negative_slope))
             pooling = [nn.MaxPool2d(pool)] if pool > 1 else []
-            # A maximum and a monotone activation commute: pooling first leaves the activation
-            # 1 / pool^2 of the work.
+            # A maximum and a monotone activation commute: pooling first leaves the activation, and
+            # the normalisation before it, 1 / pool^2 of the work.
             first = conv_activation in MONOTONE
-            layers += [*pooling, activation] if first else [activation, *pooling]
+            layers += [*pooling, *activated] if first else [*activated, *pooling]
             channels, size = filters, left
         layers.append(_Flatten())
         features = channels * size * size

@@ -312,8 +312,13 @@ class Run:
             try:
                 # The system lets go of it when the process ends, however it ends.
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise BusyError(f"Another process is writing the run {self.folder}.") from error
+            except OSError as error:
+                raise UserError(
+                    f"The run folder {self.folder} cannot be locked ({error.strerror}), so that "
+                    "two processes might write it at once. Use a file system that knows locks."
+                ) from error
             if self.finished and not extend:
                 raise UserError(f"{self.folder} holds a finished run already.")
             if self._config_file.is_file():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from fashion import UserError
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 
 # A worker that a command has started finds here what it must know beside its configuration.
 PARENT = "FASHION_SEARCH"
+SPENT = "hours"  # attribute of the study: for so long it was searched
+
+
+class KnowConfig(Callback):
+    """Hydra's sweeper resolves hydra.sweep.dir, but Hydra 1.3 has not told itself of it by then."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        HydraConfig.instance().set_config(config.copy())
 
 
 class Candidate(NamedTuple):
@@ -65,7 +74,7 @@ class Search:
         Raises:
             UserError: it is a search of something else, or the storage cannot be used.
         """
-        from fashion.study import open_study
+        from fashion.study import open_study, shown
 
         pruning = self.config.pruning
         study = open_study(
@@ -79,6 +88,11 @@ class Search:
         )
         own = dict(_flat(self._identity()))
         if (before := study.user_attrs.get("search")) is None:
+            if (self.folder / "trials").exists():
+                raise UserError(
+                    f"{self.folder} holds trials that {self.name} in {shown(self.storage)} knows "
+                    "nothing of. Give this search a folder=FOLDER of its own."
+                )
             study.set_user_attr("search", own)
         elif before != own:
             other = sorted(key for key in own | before if own.get(key) != before.get(key))
@@ -103,8 +117,15 @@ class Search:
             return
         trials = self.study.get_trials(deepcopy=False)
         self.first = len(trials)
-        if self.config.hours is not None:
-            self.deadline = time.time() + 3600 * self.config.hours - seconds(trials)
+        if (hours := self.config.hours) is not None:
+            spent = self.study.user_attrs.get(SPENT, 0) >= hours
+            left = 0.0 if spent else 3600 * hours - seconds(trials)
+            self.deadline = time.time() + left
+
+    def note_time(self) -> None:
+        """Remember that the time was up: what passed between trials is not to be searched again."""
+        if self.deadline is not None and time.time() >= self.deadline:
+            self.study.set_user_attr(SPENT, self.config.hours)
 
     def trial_run(self, number: int) -> Run:
         return Run(self.folder / "trials" / str(number))

@@ -14,7 +14,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,7 +33,7 @@ REASON, INTERRUPTED, BEGAN = "reason", "interrupted", "began"  # attributes of a
 SURPLUS = "beyond the total"  # drawn at the moment when another worker drew the last
 KILLED = "killed"  # what failed and says no reason
 SILENCE = 6  # heartbeats that are missing when a trial counts as killed
-RETRIES = 3  # of a trial that is killed; what the user interrupts goes on without end
+RETRIES = 3  # of a trial that is killed in the same epoch each time; what advances goes on
 DOOMED = 10  # failures, from the first on and for one reason, after which none is tried any more
 
 
@@ -48,6 +47,10 @@ class Limits(NamedTuple):
 
 class Over(BaseException):
     """The time is up: a trial that is running stops, and goes on if the search does."""
+
+
+class Lost(BaseException):
+    """Silent for too long, as when a laptop sleeps: the trial has become another worker's."""
 
 
 # Storage, sampler, pruner.
@@ -93,18 +96,20 @@ def open_study(
             )
         except sqlalchemy.exc.ArgumentError as error:
             raise UserError(f"storage is no URL of a database: {_first_line(error)}") from error
-        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        except (
+            sqlalchemy.exc.SQLAlchemyError,
+            sqlite3.Error,
+            optuna.exceptions.StorageInternalError,
+        ) as error:
             if not attempt:
-                raise UserError(
-                    f"{_shown(storage)} cannot be used: {_first_line(error)}"
-                ) from error
+                raise UserError(f"{shown(storage)} cannot be used: {_first_line(error)}") from error
             time.sleep(np.random.default_rng().uniform(0.1, 1))
         except ImportError as error:
             raise UserError(
-                f"{_shown(storage)} needs a driver: pip install 'fashion[postgresql]'."
+                f"{shown(storage)} needs a driver: pip install 'fashion[postgresql]'."
             ) from error
         except RuntimeError as error:  # made by another version
-            raise UserError(f"{_shown(storage)}: {error}") from error
+            raise UserError(f"{shown(storage)}: {error}") from error
     raise AssertionError
 
 
@@ -118,8 +123,8 @@ def _connect(storage: str, heartbeat: int) -> RDBStorage:
     url = sqlalchemy.make_url(storage)
     file = url.get_backend_name() == "sqlite"
     if file:
-        with sqlite3.connect(str(url.database)) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")  # reading does not wait for writing
+        with sqlite3.connect(str(url.database), timeout=60) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")  # a commit waits for the disk once
         connection.close()
     rdb = _Storage(
         storage,
@@ -128,9 +133,7 @@ def _connect(storage: str, heartbeat: int) -> RDBStorage:
         else {"pool_pre_ping": True},
         heartbeat_interval=heartbeat,
         grace_period=SILENCE * heartbeat,
-        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(
-            max_retry=RETRIES, inherit_intermediate_values=True
-        ),
+        heartbeat_stale_trial_callback=_after_kill,
     )
     if file:
         # SQLite knows no SELECT FOR UPDATE: without this two workers may take the same trial.
@@ -141,15 +144,17 @@ def _connect(storage: str, heartbeat: int) -> RDBStorage:
 
 
 class _Storage(RDBStorage):
-    """Tells of each trial whether a first heartbeat was recorded: only then can it be missed."""
+    """Tells of each attempt whether a first heartbeat was recorded: only then can it be missed."""
 
     def record_heartbeat(self, trial_id: int) -> None:
         super().record_heartbeat(trial_id)
+        number = self.get_trial_number_from_id(trial_id)  # the next attempt inherits this one's
         with contextlib.suppress(UpdateFinishedTrialError):
-            self.set_trial_user_attr(trial_id, BEGAN, True)  # noqa: FBT003
+            self.set_trial_user_attr(trial_id, BEGAN, number)
 
 
-def _shown(storage: str) -> str:
+def shown(storage: str) -> str:
+    """A storage's URL without its password."""
     return sqlalchemy.make_url(storage).render_as_string(hide_password=True)
 
 
@@ -193,15 +198,6 @@ class Sampler(BaseSampler):
             return self.defaults[param_name]
         return self.tpe.sample_independent(study, trial, param_name, param_distribution)
 
-    def after_trial(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        state: TrialState,
-        values: Sequence[float] | None,
-    ) -> None:
-        self.tpe.after_trial(study, trial, state, values)
-
 
 class Halving(SuccessiveHalvingPruner):
     """Optuna's successive halving, in which an attempt that was killed does not compete."""
@@ -240,20 +236,23 @@ def _attempts(trial: FrozenTrial) -> list[int]:
 
 
 def distinct(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """The last attempt of each configuration that was drawn, in the order of the attempts."""
+    """The last attempt of each configuration that was drawn, in the order of their origins."""
     trials = list(trials)
     replaced = {number for trial in trials for number in _attempts(trial)}
-    return [
+    last = [
         trial
         for trial in trials
         if trial.number not in replaced and trial.user_attrs.get(REASON) != SURPLUS
     ]
+    return sorted(last, key=origin)
 
 
 def position(trial: FrozenTrial, trials: Iterable[FrozenTrial]) -> int:
     """How many configurations were drawn before this trial's."""
+    trials = list(trials)
+    surplus = {origin(other) for other in trials if other.user_attrs.get(REASON) == SURPLUS}
     return sum(
-        not _attempts(other) and other.user_attrs.get(REASON) != SURPLUS
+        not _attempts(other) and other.number not in surplus
         for other in trials
         if other.number < origin(trial)
     )
@@ -314,8 +313,6 @@ def ended(trials: Sequence[FrozenTrial], limits: Limits, deadline: float | None)
     count = len(finished(trials))
     if count >= limits.trials:
         return f"all {limits.trials} trials are done"
-    if deadline is not None and time.time() >= deadline:
-        return "its time is up"
     if limits.gain is not None and count >= max(limits.after, 2):
         gain = gain_of_second_half(trials)
         if gain is not None and gain < limits.gain:
@@ -323,6 +320,9 @@ def ended(trials: Sequence[FrozenTrial], limits: Limits, deadline: float | None)
                 "no improvement is expected: the second half of the trials raised the best by "
                 f"{100 * gain:.2f} points, less than {100 * limits.gain:g}"
             )
+    # Last: the conclusion, which may be drawn long after the search, asks again.
+    if deadline is not None and time.time() >= deadline:
+        return "its time is up"
     return None
 
 
@@ -375,13 +375,14 @@ def run_trials(
         if over is None and (waiting or len(drawn) < limits.trials):
             try:
                 study.optimize(guarded, n_trials=1, catch=Exception)
-            except Over:
+            except (Over, Lost):
                 continue
         elif running:
             # The last ones may have been killed, and then be tried again.
             optuna.storages.fail_stale_trials(study)
             for trial in trials:
-                if trial.state == TrialState.RUNNING and BEGAN not in trial.user_attrs:
+                began = trial.user_attrs.get(BEGAN) == trial.number
+                if trial.state == TrialState.RUNNING and not began:
                     since = newborn.setdefault(trial.number, time.monotonic())
                     if time.monotonic() - since > silence:
                         # Killed before its first heartbeat, which Optuna would wait for forever.
@@ -398,6 +399,12 @@ def _guarded(
     """`objective` as Optuna calls it: what goes wrong is marked with its reason."""
 
     def guarded(trial: Trial) -> float:
+        try:
+            return attempted(trial)
+        except UpdateFinishedTrialError as error:
+            raise Lost from error
+
+    def attempted(trial: Trial) -> float:
         trials = study.get_trials(deepcopy=False)
         (this,) = (other for other in trials if other.number == trial.number)
         if position(this, trials) >= limits.trials:
@@ -407,7 +414,7 @@ def _guarded(
             value = objective(trial, origin(this))
             if not math.isfinite(value):
                 raise ValueError(f"the trial's value is {value}")  # noqa: TRY301
-        except optuna.TrialPruned:
+        except (optuna.TrialPruned, UpdateFinishedTrialError):
             raise
         except Exception as error:
             trial.set_user_attr(REASON, describe(error))
@@ -415,18 +422,35 @@ def _guarded(
                 traceback.print_exc()
             raise
         except BaseException:
-            trial.set_user_attr(INTERRUPTED, True)  # noqa: FBT003
-            put_back(study, trial.number)
+            with contextlib.suppress(UpdateFinishedTrialError):
+                trial.set_user_attr(INTERRUPTED, True)  # noqa: FBT003
+                put_back(study, trial.number)
             raise
         return value
 
     return guarded
 
 
+def _after_kill(study: Study, killed: FrozenTrial) -> None:
+    """Leave a trial whose heartbeat has stopped waiting for another attempt, or give it up."""
+    fruitless = sum(
+        INTERRUPTED not in attempt.user_attrs
+        and len(attempt.intermediate_values) == len(killed.intermediate_values)
+        for attempt in study.get_trials(deepcopy=False)
+        if attempt.number in _attempts(killed)
+    )
+    if fruitless < RETRIES:
+        _queue_again(study, killed)
+
+
 def put_back(study: Study, number: int) -> None:
     """End an attempt that will not go on, and leave the trial waiting for the next."""
     attempt = study.tell(number, state=TrialState.FAIL)
     attempt.user_attrs = {}
+    _queue_again(study, attempt)
+
+
+def _queue_again(study: Study, attempt: FrozenTrial) -> None:
     RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)(study, attempt)
 
 
@@ -440,7 +464,3 @@ def describe(error: Exception) -> str:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
-
-
-def sqlite_url(path: Path) -> str:
-    return f"sqlite:///{path.resolve()}"

@@ -106,6 +106,7 @@ def work(search: Search) -> None:
         first=search.first,
         silence=SILENCE * search.config.heartbeat,
     )
+    search.note_time()
     if not doom(search.drawn(search.first)):
         _confirm(search)
 
@@ -233,7 +234,7 @@ def conclude(search: Search) -> None:
     if why := doom(search.drawn(search.first)):
         raise UserError(
             f"The search has stopped: its first trials failed, all for one reason.\n  {why}\n"
-            "When that is mended, the same command continues."
+            "When that is mended, the same command goes on with new trials; these count as done."
         )
     chosen = search.candidates()
     found = verdict(search, chosen)
@@ -245,12 +246,12 @@ def conclude(search: Search) -> None:
     }
     summary = _summary(search, trials, found, failures)
     if found:
-        summary.append(_write_recipe(search, trials, found))
+        summary.append(_write_recipe(search, found))
     record = _record(search, trials, chosen, found, summary)
     _write(search.folder / "search.json", json.dumps(record, indent=2) + "\n")
     _write(
         search.folder / "search.html",
-        search_page.page(search.name, search.study, trials, summary, found and found.table),
+        search_page.page(search.name, trials, summary, found and found.table),
     )
     print("\n".join(["", *summary, f"Page {search.folder / 'search.html'}"]))
 
@@ -269,7 +270,7 @@ def _summary(
     done, best = finished(trials), completed(trials)
     states = [trial.state for trial in done]
     counts = (
-        f"{count(len(done), 'trial')} in {duration(seconds(done))}: "
+        f"{count(len(done), 'trial')} in {duration(seconds(search.study.trials))}: "
         f"{len(best)} trained to the end, {states.count(TrialState.PRUNED)} pruned, "
         f"{states.count(TrialState.FAIL)} failed."
     )
@@ -313,10 +314,10 @@ def _judgement(search: Search, found: Verdict) -> list[str]:
         lines.append("That is the configuration the search began with: nothing found is better.")
     else:
         gap = next(each for each in found.table.comparisons if each.name == found.winner.name)
-        p_value = "p < 0.001" if gap.p_value < 0.001 else f"p = {gap.p_value:.3f}"  # noqa: PLR2004
+        p_value = "p < 0.001" if gap.p_holm < 0.001 else f"p = {gap.p_holm:.3f}"  # noqa: PLR2004
         lines.append(
             f"Against what the search began with (trial 0): {gap.difference:+.2f} points "
-            f"(95 % {gap.low:+.2f} to {gap.high:+.2f}, {p_value})."
+            f"(95 % {gap.low:+.2f} to {gap.high:+.2f}, {p_value}, Holm)."
         )
     values = {
         key: plain(OmegaConf.select(found.winner.config, key)) for key in search.config.search
@@ -342,7 +343,7 @@ def _record(
     return {
         "command": search.command(),
         "summary": summary,
-        "seconds": seconds(trials),
+        "seconds": seconds(search.study.trials),
         "trials": [
             {
                 "trial": origin(trial),
@@ -376,10 +377,10 @@ def _write(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def _write_recipe(search: Search, trials: list["FrozenTrial"], found: Verdict) -> str:
+def _write_recipe(search: Search, found: Verdict) -> str:
     """Write the winner to conf/experiment/, or beside the search; say where, and how to run it."""
     recipe = f"{search.name}.yaml"
-    text = _recipe(search, trials, found)
+    text = _recipe(search, found)
     wanted = RECIPES / recipe
     try:
         if wanted.exists() and WRITTEN not in wanted.read_text(encoding="utf-8"):
@@ -396,7 +397,7 @@ def _write_recipe(search: Search, trials: list["FrozenTrial"], found: Verdict) -
     )
 
 
-def _recipe(search: Search, trials: list["FrozenTrial"], found: Verdict) -> str:
+def _recipe(search: Search, found: Verdict) -> str:
     """A file for conf/experiment/: what the winner says otherwise than train.yaml."""
     there = GlobalHydra.instance().is_initialized()  # not where a launcher has started us
     with (
@@ -410,23 +411,24 @@ def _recipe(search: Search, trials: list["FrozenTrial"], found: Verdict) -> str:
             if choice != usual[group]
         }
         as_it_is = compose("train", [f"{group}={choice}" for group, choice in choices.items()])
-    other = _difference(plain(found.winner.config), OmegaConf.to_container(as_it_is, resolve=True))
+    winner = found.winner.config.copy()
+    for place in (*PLACES, "seed"):
+        OmegaConf.update(winner, place, OmegaConf.select(as_it_is, place))
     body: dict[str, Any] = {
         "defaults": [{f"override /{group}": choice} for group, choice in choices.items()],
         "name": search.name,
-        **{key: value for key, value in other.items() if key not in (*PLACES, "seed")},
+        **_difference(plain(winner), OmegaConf.to_container(as_it_is, resolve=True)),
     }
     if not choices:
         del body["defaults"]
-    with contextlib.suppress(KeyError):
-        del body["data"]["root"]
     row = found.table.rows[0]
+    machine = next(iter(search.confirm_runs(found.winner).values())).metrics.get("machine")
     said = [
         f"python -m fashion.train experiment={search.name}",
-        f"{row.parameters:,} parameters, {row.minutes:.1f} minutes on {provenance()['machine']}",
+        f"{row.parameters:,} parameters, {row.minutes:.1f} minutes on {machine}",
         f"Search: {search.command()}",
         *_judgement(search, found)[:2],
-        f"The highest of {len(trials)} trials is no fair measure; the fresh seeds' mean is one.",
+        f"Being the highest of {len(found.table.rows)} means, it still flatters a little.",
         f"{WRITTEN} at commit {provenance()['commit']}.",
     ]
     header = "\n".join(["# @package _global_", *(f"# {line}" for line in said)])
@@ -460,14 +462,14 @@ def _job(config: DictConfig) -> None:
 
 def _search(config: DictConfig) -> None:
     try:
+        if HydraConfig.get().mode == RunMode.MULTIRUN and config.worker is None:
+            raise UserError("-m starts the workers of a search: add worker=range(8), say.")  # noqa: TRY301
         search = checked(config)
+        search.begin()
     except UserError:
         with contextlib.suppress(OSError):
             Path(config.folder).rmdir()  # Hydra has made it, unless it was there
         raise
-    if HydraConfig.get().mode == RunMode.MULTIRUN and config.worker is None:
-        raise UserError("-m starts the workers of a search: add worker=range(8), say.")
-    search.begin()
     try:
         if config.worker is None:
             supervise(search)

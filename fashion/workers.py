@@ -9,8 +9,6 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from hydra.core.hydra_config import HydraConfig
-
 from fashion import UserError
 from fashion.run import Run
 from fashion.search import PARENT, Search
@@ -18,7 +16,7 @@ from fashion.search import PARENT, Search
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-DEATHS = 10  # of workers, one after the other with nothing done in between
+DEATHS = 10  # of a worker, after which it is given up: nothing was done in between by any
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -26,17 +24,19 @@ def supervise(search: Search) -> None:
     """Start the workers, start those again that die, and show how the search goes.
 
     Raises:
-        UserError: workers die before they have done anything.
+        UserError: all of them keep dying, and nothing is done.
     """
     workers = [_Worker(search, number) for number in range(search.config.workers)]
     display = _Display(search)
     try:
-        while running := [worker for worker in workers if not worker.finished]:
+        while running := [each for each in workers if not (each.finished or each.given_up)]:
             done = display.update()
             for worker in running:
                 worker.revive(done)
             time.sleep(0.5)
         display.update()
+        if not any(worker.finished for worker in workers):
+            raise UserError(workers[0].complaint())
     finally:
         display.close()
         for worker in workers:
@@ -51,11 +51,8 @@ class _Worker:
     def __init__(self, search: Search, number: int) -> None:
         self.log = search.folder / "workers" / f"{number}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        overrides = HydraConfig.get().overrides
-        self.command = [
-            *(sys.executable, "-m", "fashion.tune", *overrides.hydra, *overrides.task),
-            f"worker={number}",
-        ]
+        command = (sys.executable, "-m", "fashion.tune")
+        self.command = [*command, *sys.argv[1:], f"worker={number}"]
         told = json.dumps({"deadline": search.deadline, "first": search.first})
         threads = str(max(_cores() // search.config.workers, 1))
         self.environment = os.environ | {PARENT: told} | dict.fromkeys(THREADS, threads)
@@ -78,19 +75,26 @@ class _Worker:
     def finished(self) -> bool:
         return self.process.poll() == 0
 
+    @property
+    def given_up(self) -> bool:
+        return self.deaths == DEATHS
+
     def revive(self, done: int) -> None:
         """Start it again if it has died; `done` counts what all of them have done."""
         if self.process.poll() in (None, 0):
             return
         self.deaths = self.deaths + 1 if done == self.done else 1
         self.done = done
-        if self.deaths == DEATHS:
-            last = self.log.read_text(errors="replace").strip().splitlines()[-1:]
-            raise UserError(
-                f"A worker died {DEATHS} times and nothing was done in between, the last time with "
-                f"{_ending(self.process.returncode)}. {self.log} ends with:\n  {''.join(last)}"
-            )
-        self._start()
+        if not self.given_up:
+            self.process.communicate()  # closes the pipe to it
+            self._start()
+
+    def complaint(self) -> str:
+        last = self.log.read_text(errors="replace").strip().splitlines()[-1:]
+        return (
+            f"A worker died {DEATHS} times and nothing was done in between, the last time with "
+            f"{_ending(self.process.returncode)}. {self.log} ends with:\n  {''.join(last)}"
+        )
 
     def terminate(self) -> None:
         if self.process.poll() is None:
@@ -98,10 +102,10 @@ class _Worker:
 
     def wait(self) -> None:
         try:
-            self.process.wait(60)
+            self.process.communicate(timeout=60)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait()
+            self.process.communicate()
 
 
 def _ending(status: int) -> str:
@@ -185,11 +189,7 @@ class _Display:
         if self.verdict is None and over and not busy:
             self.bars.update(self.bar, note=note)
             self._print(f"The search is over: {over}.")
-            self.verdict = {
-                f"{candidate.name} with seed {seed}": run
-                for candidate in self.search.candidates()
-                for seed, run in self.search.confirm_runs(candidate).items()
-            }
+            self.verdict = self._begin_verdict()
             self.verdict_bar = self.bars.add_task("Verdict", total=len(self.verdict), note="")
             self.trained: set[str] = set()
         if self.verdict is None:
@@ -200,6 +200,25 @@ class _Display:
                 self._print(f"{name}: {per_cent(run.metrics['val/acc'])}")
         self.bars.update(self.verdict_bar, completed=len(self.trained))
         return len(done) + len(self.trained)
+
+    def _begin_verdict(self) -> dict[str, Run]:
+        """Its runs; say how many are left, and how long they take at the pace of the trials."""
+        from fashion.study import completed, origin
+
+        runs, left = {}, []
+        took = {origin(t): t.user_attrs.get("seconds") for t in completed(self.search.drawn())}
+        for candidate in self.search.candidates():
+            for seed, run in self.search.confirm_runs(candidate).items():
+                runs[f"{candidate.name} with seed {seed}"] = run
+                if not run.finished:
+                    left.append(took.get(candidate.trial))
+        if known := [seconds for seconds in left if seconds is not None]:
+            whole = sum(known) / len(known) * len(left) / self.search.config.workers
+            self._print(
+                f"Its verdict trains {count(len(left), 'run')}, about {duration(whole)}; "
+                "confirm.top and confirm.seeds say how many."
+            )
+        return runs
 
     def _left(self, done: int) -> str:
         """Of the time, at the pace of this command, and within what it was given."""

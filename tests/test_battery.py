@@ -130,9 +130,11 @@ def assert_refused(done: Outcome, *says: str) -> None:
 def run_row(command: Command, place: Path, line: str, *says: str) -> None:
     """`line`, in which {place} is where everything is, must fail with a message and no trace."""
     name, *arguments = shlex.split(line.format(place=place))
-    if name == "train":
+    if name in ("train", "tune"):
         grid = arguments[:1] == ["-m"]
         made = f"hydra.{'sweep' if grid else 'run'}.dir={place}/made"
+        if name == "tune":
+            made = f"folder={place}/made"
         rest = arguments[grid:]
         arguments = [*arguments[:grid], *tiny_overrides(place / "data"), made, *rest]
     before = state(place)
@@ -260,7 +262,19 @@ COMMAND_LINES = {
     "train -m trainer.devices=2": "Start such runs one by one",
     "train -m hydra/launcher=none": "Could not find 'hydra/launcher/none'",
     "train -m hydra.sweep.dir={place}/file seed=0,1": "file",
-    # python -m fashion.tune ... : a search's rows have their place here
+    # a search
+    "tune --trials 9": "unrecognized arguments: --trials 9",
+    "tune search=none": "Could not find 'search/none'",
+    "tune search=deck optimizer.lr=0.1": "search.optimizer.lr: the configuration's own value, 0.1",
+    "tune storage=nonsense": "storage is no URL of a database",
+    "tune hours=0": "hours = 0",
+    "tune workers=0": "workers = 0",
+    "tune worker=-1": "worker = -1",
+    "tune heartbeat=0.5": "heartbeat = 0.5",
+    "tune pruning.factor=1": "pruning.factor = 1",
+    "tune test=true": "never reads the test set",
+    "tune folder={place}/file": "file",
+    "tune -m worker=range(2": "worker=range(2: this is no KEY=VALUE",
 }
 
 

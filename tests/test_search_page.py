@@ -1,6 +1,5 @@
 """The page of a search; tests/test_tune.py looks at one that a real search has made."""
 
-import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -33,15 +32,13 @@ def trial(number: int, state: TrialState = TrialState.COMPLETE) -> FrozenTrial:
 def page() -> Page:
     """Where every word that a stranger may have chosen is a hostile one."""
     quieten()
-    study = optuna.create_study(direction="maximize")
-    for number in range(search_page.LEAST):
-        study.add_trial(trial(number))
-    study.add_trial(trial(search_page.LEAST, TrialState.FAIL))
+    trials = [trial(0), *(trial(n, TrialState.PRUNED) for n in range(1, search_page.LEAST))]
+    trials.append(trial(search_page.LEAST, TrialState.FAIL))
     rows = [Row(EVIL, 4, 91.0, 90.5, 91.5, 90.8, 91.2, 225_034, 7.3)]
     rows.append(rows[0]._replace(name=f"{EVIL}, too", accuracy=90.0))
     against = Comparison(rows[1].name, -1.0, -1.5, -0.5, 0.001, 0.001, "bootstrap")
     verdict = Table("val", "single", 10_000, EVIL, rows, [against], [EVIL])
-    return Page(search_page.page(EVIL, study, study.trials, [EVIL], verdict))
+    return Page(search_page.page(EVIL, trials, [EVIL], verdict))
 
 
 def test_whatever_comes_from_outside_is_escaped(page: Page) -> None:

@@ -130,8 +130,13 @@ def test_numbers_of_attempts() -> None:
         trial.number = number
     study.quieten()
     assert [origin(trial) for trial in trials] == [0, 1, 0, 3, 0, 5]
-    assert [trial.number for trial in distinct(trials)] == [1, 4, 5]
+    assert [trial.number for trial in distinct(trials)] == [4, 1, 5]
     assert [position(trial, trials) for trial in trials] == [0, 1, 0, 2, 0, 2]
+    # Drawn beyond the total, and killed before that was noted: its second attempt says so.
+    trials = [attempt([]), attempt([0], reason=study.SURPLUS), attempt([])]
+    for number, trial in enumerate(trials):
+        trial.number = number
+    assert position(trials[2], trials) == 0
 
 
 def test_failures_have_their_reason_and_cost_the_others_nothing(tmp_path: Path) -> None:
@@ -341,9 +346,65 @@ def test_what_is_killed_before_its_first_sign_of_life(tmp_path: Path) -> None:
     newborn = opened(tmp_path / "a.db")
     with pytest.warns(UserWarning, match="Heartbeat"):
         newborn.ask()
-    trials = run(opened(tmp_path / "a.db"), 3)
-    assert [origin(trial) for trial in trials] == [1, 2, 0]
+    trials = run(opened(tmp_path / "a.db"), 1)  # where it has drawn nothing itself
+    assert [origin(trial) for trial in trials] == [0]
     assert all(trial.state.is_finished() for trial in trials)
+
+
+def test_what_is_killed_early_in_its_second_attempt(tmp_path: Path) -> None:
+    """It has inherited that the first attempt had given a sign of life."""
+    newborn = opened(tmp_path / "a.db")
+    newborn.add_trial(create_trial(state=TrialState.FAIL, user_attrs={study.BEGAN: 0}))
+    killed = newborn.trials[0]
+    study._after_kill(newborn, killed)  # noqa: SLF001
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        assert newborn.ask().number == 1
+    (trial,) = run(opened(tmp_path / "a.db"), 1)
+    assert (origin(trial), trial.state) == (0, TrialState.COMPLETE)
+    assert trial.number == 2
+
+
+@pytest.mark.parametrize(
+    ("attempts", "again"),
+    [
+        ([{}, {}], 1),
+        ([{}, {}, {}], 0),  # it is the trial that kills
+        ([{study.INTERRUPTED: True}] * 9, 1),
+        ([{"epochs": 1}, {"epochs": 2}, {"epochs": 3}, {"epochs": 4}], 1),  # it advances
+    ],
+)
+def test_how_often_a_trial_is_tried_again(attempts: list[dict[str, Any]], again: int) -> None:
+    study.quieten()
+    study_ = optuna.create_study(direction="maximize")
+    for number, attributes in enumerate(
+        [*attempts, {"epochs": 5 if "epochs" in attempts[0] else 0}]
+    ):
+        history = list(range(number))
+        epochs = attributes.pop("epochs", 0)
+        study_.add_trial(
+            create_trial(
+                state=TrialState.FAIL,
+                user_attrs=attributes,
+                system_attrs={"failed_trial": 0, "retry_history": history} if history else {},
+                intermediate_values=dict.fromkeys(range(1, epochs + 1), 0.5),
+            )
+        )
+    study._after_kill(study_, study_.trials[-1])  # noqa: SLF001
+    waiting = [t for t in study_.trials if t.state == TrialState.WAITING]
+    assert len(waiting) == again
+
+
+def test_a_worker_that_was_taken_for_dead(tmp_path: Path) -> None:
+    """Its trial has become another's, and it takes the next."""
+
+    def slept(trial: Trial, number: int) -> float:
+        if trial.number == 1:
+            study.put_back(trial.study, trial.number)
+        return quick(trial, number)
+
+    trials = run(opened(tmp_path / "a.db", pruned=False), 3, slept)
+    assert [origin(trial) for trial in trials] == [0, 1, 3]  # 2 is the second attempt of 1
+    assert all(trial.state == TrialState.COMPLETE for trial in trials)
 
 
 def test_what_is_killed_between_its_start_and_its_first_sign_of_life(tmp_path: Path) -> None:
@@ -351,7 +412,7 @@ def test_what_is_killed_between_its_start_and_its_first_sign_of_life(tmp_path: P
     opened(tmp_path / "a.db")
     late = "test_study.study.RDBStorage.record_heartbeat = lambda *_: time.sleep(2) or os._exit(9)"
     assert worker(tmp_path / "a.db", 3, pause=60, first=late).wait(300) == 9
-    assert [origin(trial) for trial in run(opened(tmp_path / "a.db"), 3)] == [1, 2, 0]
+    assert [origin(trial) for trial in run(opened(tmp_path / "a.db"), 3)] == [0, 1, 2]
 
 
 def test_a_storage_that_cannot_be_used(tmp_path: Path) -> None:

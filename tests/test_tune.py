@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,9 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 from test_train import python, state
 
-from fashion import DivergenceError, tune
+from fashion import DivergenceError, UserError, tune, workers
 from fashion.command import Interrupted
 from fashion.run import Run
+from fashion.search import Search
+from fashion.space import Space
 from fashion.study import distinct, open_study, origin, reason
 from fashion.train import CONF, train
 
@@ -330,6 +333,17 @@ def test_time_runs_out_within_a_trial_and_more_of_it_continues(
     (trial,) = distinct(trials_of(tmp_path / "a"))
     assert len(trial.intermediate_values) > epochs
     assert [run.folder.name for run in Run.below(tmp_path / "a")] == ["0"]
+    attempts = len(trials_of(tmp_path / "a"))
+    search("a", *plain, "hours=0.0016", "callbacks.early_stopping=null")
+    assert len(trials_of(tmp_path / "a")) == attempts
+
+
+def test_a_folder_with_trials_of_another_study(search: Command, tmp_path: Path) -> None:
+    assert search("a", "trials=1", "confirm.seeds=0").status == 0
+    for name in ("study.db", "study.db-wal", "study.db-shm"):
+        (tmp_path / "a" / name).unlink(missing_ok=True)
+    refused(search("a", "trials=1"), f"{tmp_path}/a holds trials that tiny in sqlite:///")
+    refused(search("a", "trials=1", "name=b"), "holds trials that b in")
 
 
 def test_a_recipe_that_is_somebody_s_own_stays(
@@ -400,6 +414,74 @@ def until(condition: Callable[[], bool], seconds: float = 300) -> None:
     while not condition():
         assert time.time() < end
         time.sleep(0.5)  # to ask a study costs as much as a step of the search
+
+
+def test_what_the_command_shows(tiny_data: Path, tmp_path: Path, command: Command) -> None:
+    done = command(
+        "tune",
+        *overrides(tiny_data, tmp_path / "a", "workers=1", "trials=2", "confirm.seeds=1"),
+    )
+    assert done.status == 0, done.err
+    lines = [line.rstrip() for line in done.out.splitlines()]
+    assert re.match(r"trial    0  \d+\.\d\d % after 4 epochs +best", lines[0])
+    assert lines[1].startswith("trial    1  ")
+    assert lines[2] == "The search is over: all 2 trials are done."
+    assert re.match(r"Its verdict trains \d runs?, about \d+ seconds;", lines[3])
+    assert re.match(r"tiny-\d with seed 1: \d+\.\d\d %", lines[4])
+
+
+def test_workers_as_a_launcher_starts_them(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    """-m, in the folder that the search's name gives it."""
+    monkeypatch.chdir(tmp_path)
+    line = [
+        word
+        for word in overrides(tiny_data, tmp_path / "a", "trials=2", "confirm.seeds=0")
+        if not word.startswith("folder=")
+    ]
+    done = command("tune", "-m", *line, "worker=0,1")
+    assert done.status == 0, done.err
+    assert len(distinct(trials_of(tmp_path / "logs/tiny-search"))) == 2
+    assert done.out.count("It ended because all 2 trials are done.") == 2
+    done = command("tune", "-m", *line)
+    assert done.status == 1
+    assert "error: -m starts the workers of a search" in done.err
+
+
+@pytest.mark.parametrize("statuses", [(3, 0), (3, 4)])
+def test_workers_that_keep_dying(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statuses: tuple[int, int]
+) -> None:
+    """One is given up while another works; when none works, the search says why."""
+
+    class Display:
+        def __init__(self, search: Any) -> None: ...
+        def update(self) -> int:
+            return 0
+
+        def close(self) -> None: ...
+
+    made = iter(statuses)
+
+    def start(self: Any) -> None:
+        if not hasattr(self, "status"):
+            self.status = next(made)
+        pause = 0 if self.status else 3
+        script = f"import time; time.sleep({pause}); raise SystemExit({self.status})"
+        self.log.write_text("all is wrong\n")
+        self.process = subprocess.Popen([sys.executable, "-c", script])
+
+    monkeypatch.setattr(workers, "_Display", Display)
+    monkeypatch.setattr(workers, "DEATHS", 2)
+    monkeypatch.setattr(workers._Worker, "_start", start)  # noqa: SLF001
+    config = OmegaConf.create({"workers": 2})
+    some = Search(config, config, Space((), ()), tmp_path)
+    if 0 in statuses:
+        workers.supervise(some)
+        return
+    with pytest.raises(UserError, match=r"died 2 times .* status 3\. .*\n  all is wrong"):
+        workers.supervise(some)
 
 
 def test_a_worker_of_its_own_is_killed_and_then_the_command(
