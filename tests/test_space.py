@@ -65,12 +65,12 @@ def test_the_deck_s_space_allows_what_it_draws() -> None:
         assert ("model.network.conv.length" in values) == pooled
         assert len(conv) == values.get("model.network.conv.length", 1)
         assert all(16 <= filters <= 64 for filters in conv) if pooled else conv == [64]
-        # Only with two convolutions does the second have a width.
-        assert ("model.network.conv.1" in trial.asked) == (len(conv) > 1)
-        assert ("model.network.dropout" in values) == (len(dense) > 0)
+        # Only with three convolutions does the third have a width, and so with dense layers.
+        assert ("model.network.conv.2" in trial.asked) == (len(conv) > 2)
+        assert ("model.network.dense.1" in trial.asked) == (len(dense) > 1)
         assert trial.asked["optimizer.lr"] == (1e-4, 1e-2, True)
         seen.add((len(conv), len(dense)))
-    assert seen == {(conv, dense) for conv in (1, 2, 3) for dense in (0, 1, 2)}
+    assert seen == {(conv, dense) for conv in (1, 2, 3) for dense in (1, 2)}
     assert config == training()  # the configuration itself stays as it is
 
 
