@@ -69,14 +69,17 @@ class Checkpoints(Checkpoint):
 class EpochSeed(Callback):
     """Makes an epoch's randomness, dropout's too, a function of (seed, epoch) alone.
 
-    So a run that continues draws what it would have drawn without the interruption.
+    So a run that continues draws what it would have drawn without the interruption. Each of
+    several processes draws its own.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        torch.manual_seed(epoch_seed(self.seed, trainer.current_epoch))
+        # Seeds of 32 bits and epochs of 24 leave the highest byte.
+        rank = trainer.global_rank << 56
+        torch.manual_seed(rank + epoch_seed(self.seed, trainer.current_epoch))
 
 
 class Stopwatch(Callback):

@@ -13,7 +13,6 @@ import json
 import math
 import shutil
 import subprocess
-import sys
 import tempfile
 import urllib.request
 import zlib
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fashion import UserError
+from fashion.command import clear_errors
 
 
 class Payload(NamedTuple):
@@ -355,10 +355,8 @@ def main() -> None:
     )
     parser.add_argument("root", nargs="?", type=Path, default="data", help="default: data")
     root = parser.parse_args().root
-    try:
+    with clear_errors():
         ensure(root)
-    except UserError as error:
-        sys.exit(f"error: {error}")
     print(f"Fashion-MNIST is in {raw_folder(root)}, verified.")
 
 

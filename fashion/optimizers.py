@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from fashion import UserError
 from fashion.schema import NonNegative, Rate, Schedule, Share
 
 OptimizerFactory = Callable[[nn.Module], OptimizerLRSchedulerConfig]
@@ -88,7 +89,16 @@ def muon(
         weight_decay: AdamW's; none on biases and on what batch normalisation learns.
         schedule: of both rates.
         warmup: share of the steps over which they rise.
+
+    Raises:
+        UserError: the network has no convolution, or no batch normalisation after it.
     """
+    if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+        raise UserError(
+            "optimizer = muon is for convolutions followed by batch normalisation, of which this "
+            "network has none: take model=resnet, model.network.batch_norm=true with "
+            "convolutions, or another optimizer."
+        )
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     kernels = [parameter for parameter in parameters if parameter.ndim == KERNEL_DIMENSIONS]
     others = [parameter for parameter in parameters if parameter.ndim != KERNEL_DIMENSIONS]
@@ -106,7 +116,8 @@ class Muon(torch.optim.AdamW):
     that a matrix of unit rows has: batch normalisation undoes a kernel's length, and with it fixed
     the rate alone says how far a step turns it, as in KellerJordan/cifar10-airbench.
 
-    torch.optim.Muon takes 2-D parameters alone, and computes in bfloat16, one matrix at a time.
+    torch.optim.Muon takes 2-D parameters alone, one matrix at a time, and computes in bfloat16
+    always; here that is so in a training of that precision.
     """
 
     @torch.no_grad()

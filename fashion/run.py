@@ -16,8 +16,11 @@ import importlib.metadata
 import io
 import json
 import logging
+import math
 import os
 import platform
+import re
+import shlex
 import shutil
 import subprocess
 import zipfile
@@ -114,10 +117,16 @@ class Run:
         return self.checkpoints / "last.ckpt"
 
     @property
+    def epoch_chosen(self) -> bool:
+        """Whether validation chose the epoch reported.
+
+        It did not with a fixed budget, or with nothing held out: then it is the last.
+        """
+        return self.validates and self.config.get("checkpoint") != "last"
+
+    @property
     def reported_checkpoint(self) -> Path:
-        """The one that validation chose; the last of a fixed budget, or with nothing held out."""
-        chosen = self.validates and self.config.get("checkpoint") != "last"
-        return self.best_checkpoint if chosen else self.last_checkpoint
+        return self.best_checkpoint if self.epoch_chosen else self.last_checkpoint
 
     @property
     def validates(self) -> bool:
@@ -224,6 +233,8 @@ class Run:
                 f"The events in {self.folder} cannot be read: {files.reason(error)}"
             ) from error
         epochs = max(map(len, curves.values()), default=0)
+        for curve in curves.values():  # one may end early in a file that was cut
+            curve.extend([math.nan] * (epochs - len(curve)))
         return {"epoch": [float(epoch + 1) for epoch in range(epochs)], **curves}
 
     def update_metrics(self, new: dict[str, Any]) -> None:
@@ -284,6 +295,39 @@ class Run:
             write(file)
 
     @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the folder, which is made if need be, for this process's writing alone.
+
+        Raises:
+            UserError: it cannot be written, or another process holds it.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # Neither a link, which would be written through, nor a pipe keeps us.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+            lock = os.fdopen(os.open(self.folder / ".lock", flags, 0o666), "rb", buffering=0)
+        except OSError as error:
+            raise UserError(
+                f"The run folder {self.folder} cannot be written: {error.strerror}. "
+                "A new run takes another one by hydra.run.dir=FOLDER."
+            ) from error
+        with lock:
+            try:
+                # The system lets go of it when the process ends, however it ends.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BusyError(
+                    f"Another process is writing the run {self.folder}. Wait for it; a new run "
+                    "takes another folder by hydra.run.dir=FOLDER."
+                ) from error
+            except OSError as error:
+                raise UserError(
+                    f"The run folder {self.folder} cannot be locked ({error.strerror}), so that "
+                    "two processes might write it at once. Use a file system that knows locks."
+                ) from error
+            yield
+
+    @contextlib.contextmanager
     def claim(
         self, config: DictConfig, hydra: Any = None, *, extend: bool = False
     ) -> Iterator[None]:
@@ -298,27 +342,7 @@ class Run:
             UserError: it cannot be written, another process holds it, or it holds a run that is
                 finished or of another configuration.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            # Neither a link, which would be written through, nor a pipe keeps us.
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-            lock = os.fdopen(os.open(self.folder / ".lock", flags, 0o666), "rb", buffering=0)
-        except OSError as error:
-            raise UserError(
-                f"The run folder {self.folder} cannot be written: {error.strerror}. "
-                "Start from another folder, or set hydra.run.dir=FOLDER."
-            ) from error
-        with lock:
-            try:
-                # The system lets go of it when the process ends, however it ends.
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BusyError(f"Another process is writing the run {self.folder}.") from error
-            except OSError as error:
-                raise UserError(
-                    f"The run folder {self.folder} cannot be locked ({error.strerror}), so that "
-                    "two processes might write it at once. Use a file system that knows locks."
-                ) from error
+        with self.held():
             if self.finished and not extend:
                 raise UserError(f"{self.folder} holds a finished run already.")
             if self._config_file.is_file():
@@ -350,9 +374,22 @@ class Run:
         if _identity(self.config, epochs) != _identity(config, epochs) or now < before:
             raise UserError(
                 f"{self.folder} holds a run of another configuration; continue it with\n"
-                f"  python -m fashion.train resume={self.folder}\n"
+                f"  {self.resume_command}\n"
                 "or give this one a folder of its own (sweep=NAME for a grid)."
             )
+        if now > before and (planned := _planned(config)):
+            raise UserError(
+                f"{self.folder} cannot go on to trainer.max_epochs = {now}: with {planned}, its "
+                f"epochs were planned for {before} in all. Start another run."
+            )
+
+    @property
+    def resume_command(self) -> str:
+        """What a person types to continue it, whatever the folder is called."""
+        folder = str(self.folder)
+        if not re.fullmatch(r"[\w/.-]+", folder):  # a comma alone would make a grid of it
+            folder = '"' + folder.replace('"', r"\"") + '"'
+        return shlex.join(["python", "-m", "fashion.train", f"resume={folder}"])
 
     def same_configuration(self, config: DictConfig) -> bool:
         """Whether this run was made with `config`, apart from where things lie."""
@@ -425,6 +462,17 @@ def _is_number(value: object) -> bool:
     """Whether it can be computed with: nothing that a run reports is negative or endless."""
     plain = isinstance(value, int | float) and not isinstance(value, bool)
     return plain and 0 <= value < LARGEST_NUMBER  # type: ignore[operator]
+
+
+def _planned(config: DictConfig) -> str | None:
+    """What makes a training's first epochs depend on how many there are in all; None: nothing."""
+    if (schedule := OmegaConf.select(config, "optimizer.schedule")) != "constant":
+        return f"optimizer.schedule = {schedule}"
+    if warmup := OmegaConf.select(config, "optimizer.warmup"):
+        return f"optimizer.warmup = {warmup}"
+    if OmegaConf.select(config, "augmentation.erase") and config.augmentation.whole:
+        return f"augmentation.whole = {config.augmentation.whole}"
+    return None
 
 
 def _identity(config: DictConfig, *besides: str) -> Any:

@@ -26,6 +26,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Activation = Literal["relu", "leaky_relu", "gelu", "elu", "silu"]
 Schedule = Literal["constant", "linear", "cosine"]
 Precision = Literal["32-true", "bf16-mixed", "auto"]
+Strategy = Literal["auto", "ddp"]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 # A run's files name what builds it: only these may be named, and nothing else is ever imported.
 MODULES = ("augmentation", "callbacks", "data", "networks", "optimizers", "trainer")
@@ -44,6 +45,8 @@ def check(config: dict[str, Any], settings: dict[str, Any], *, complete: bool = 
     """
     faults = list(_faults("", config, settings, complete=complete)) if settings else []
     for key, section in _sections(config, ""):
+        if section.get("_partial_", False) is not (key == "optimizer"):
+            faults.append(f"{key}._partial_: true for the optimizer, and for nothing else.")
         faults += _faults(f"{key}.", section, _parameters(key, section), complete=complete)
     if faults:
         raise UserError("\n".join(faults))
@@ -99,8 +102,9 @@ def _parameters(key: str, section: dict[str, Any]) -> dict[str, Any]:
             init = node
         else:
             continue
-        if init is not None:
-            return {arg.arg: _annotation(arg) for arg in init.args.kwonlyargs}
+        if init is None:
+            raise UserError(f"{key}._target_ = {target}: it has no __init__ of its own.")
+        return {arg.arg: _annotation(arg) for arg in init.args.kwonlyargs}
     raise UserError(f"{key}._target_ = {target}: there is no such class or function.")
 
 

@@ -26,6 +26,11 @@ from fashion.run import PLACES, Run, provenance
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
 
+    from fashion.classifier import Classifier
+    from fashion.data import FashionMNIST
+    from fashion.trainer import EventLogger
+
+ABSENT = object()
 CONF = Path(__file__).parent.parent / "conf"
 # Types of the top-level keys; what a section with a `_target_` holds, its target's signature says.
 SETTINGS = {
@@ -75,8 +80,8 @@ def train(
 ) -> float | None:
     """Train, write the run folder, and return the reported checkpoint's validation accuracy.
 
-    That is 0..1, of the epoch that validation chose; None where there is no validation split. A run
-    that has a last checkpoint goes on from there, as if it had never been interrupted.
+    That is 0..1; None where there is no validation split. A run that has a last checkpoint goes on
+    from there, as if it had never been interrupted.
 
     Args:
         config: the whole configuration.
@@ -89,13 +94,14 @@ def train(
         DivergenceError: the loss or the weights became infinite or not a number.
     """
     import lightning.pytorch as pl
+    import torch
     from hydra.utils import instantiate
 
-    from fashion import board
     from fashion.callbacks import Checkpoints, EpochSeed, SafePoints, Stopwatch
-    from fashion.classifier import Classifier, load_classifier, read_checkpoint
+    from fashion.classifier import Classifier, read_checkpoint
     from fashion.trainer import prepare_process, return_freed_memory
 
+    made = provenance()  # before anyone can change the code that is at work
     prepare_process()
     pl.seed_everything(config.seed, verbose=False)
     augmentation = instantiate(config.augmentation, config.trainer.max_epochs)
@@ -109,6 +115,9 @@ def train(
         instantiate(config.optimizer, steps=steps),
         label_smoothing=config.label_smoothing,
     )
+    # What does not suit the network is refused before anything is written.
+    _refuse_lone_pictures(classifier, data, config.trainer.devices)
+    classifier.configure_optimizers()
     before = run.last_checkpoint if run.last_checkpoint.exists() else None
     steps_before = read_checkpoint(before)["global_step"] if before else 0
     stopwatch = Stopwatch()
@@ -134,6 +143,11 @@ def train(
             trainer.fit(classifier, datamodule=data, ckpt_path=before, weights_only=True)
     except OSError as error:
         raise UserError(f"{run.folder} cannot be written: {error.strerror or error}.") from error
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"data.batch_size = {config.data.batch_size}: there is too little memory for so many "
+            f"pictures at once in this network, or for the network ({str(error).split('. ')[0]})."
+        ) from error
     except (DivergenceError, Interrupted) as error:
         error.add_note(f"There are {checkpoints}")
         raise
@@ -147,36 +161,63 @@ def train(
         "seconds": stopwatch.seconds,
         "images_per_second": stopwatch.images_per_second,
         "precision": trainer.precision,
-        **provenance(),
+        **made,
     }
     if validates:
         metrics |= evaluate(run, "val", data)
     if config.test:
         metrics |= evaluate(run, "test", data, temperature=metrics.get("val/temperature"))
-    # HPARAMS: what the run was given beside what it reports, without the single classes. Accuracy
-    # comes first, since of many columns TensorBoard shows five. It stands after the last
-    # checkpoint's step, so that a run killed here and continued does not log it twice.
-    steps_done = trainer.global_step + 1
+    # After the last checkpoint's step: a run killed here and continued does not log this twice.
+    _write_results(run, trainer.logger, trainer.global_step + 1, metrics, data)
+    if report and validates:
+        write_report(run, "val", data)
+    return_freed_memory()
+    return metrics.get("val/acc")
+
+
+def _refuse_lone_pictures(classifier: "Classifier", data: "FashionMNIST", processes: int) -> None:
+    """Raises UserError: a dense layer's batch normalisation would see a single picture."""
+    from torch import nn
+
+    smallest = len(data.train) % data.batch_size or data.batch_size
+    if smallest < 2 * processes and any(
+        isinstance(module, nn.BatchNorm1d) for module in classifier.modules()
+    ):
+        raise UserError(
+            f"data.batch_size = {data.batch_size}: of {len(data.train):,} pictures the last batch "
+            f"has {smallest}, and batch normalisation needs two at least in each process."
+        )
+
+
+def _write_results(
+    run: Run,
+    logger: "EventLogger",
+    step: int,
+    metrics: dict[str, Any],
+    data: "FashionMNIST",
+) -> None:
+    """Finish the run: metrics.json, and what TensorBoard shows beside the curves."""
+    from fashion import board
+    from fashion.classifier import load_classifier
+
     with postponed():
-        trainer.logger.log_hyperparams(
-            OmegaConf.to_container(config, resolve=True),
+        # HPARAMS: what the run was given beside what it reports, without the single classes.
+        # Accuracy comes first, since of many columns TensorBoard shows five.
+        logger.log_hyperparams(
+            OmegaConf.to_container(run.config),  # type: ignore[arg-type]
             {
                 f"reported/{key}": value
                 for key, value in sorted(metrics.items(), key=lambda item: "/" not in item[0])
                 if isinstance(value, float) and key.count("/") <= 1
             },
-            step=steps_done,
+            step=step,
         )
         run.update_metrics(metrics)
-        writer, network = trainer.logger.experiment, load_classifier(run).network
+        writer, network = logger.experiment, load_classifier(run).network
         board.write_graph(writer, network)
-        if validates:
-            board.write_review(writer, steps_done, network, run.predictions("val"), data.val)
+        if run.validates:
+            board.write_review(writer, step, network, run.predictions("val"), data.val)
         writer.close()  # Lightning has closed the one before, of training; each has a thread
-    if report and validates:
-        write_report(run, "val", data)
-    return_freed_memory()
-    return metrics.get("val/acc")
 
 
 def _summarise(run: Run) -> None:
@@ -206,8 +247,10 @@ def _job(config: DictConfig) -> float | None:
         if not alone:
             interrupted.add_note("The same command again continues the grid.")
         raise
-    except Exception as error:  # noqa: BLE001 - one failing run must not cost the others
+    except Exception as error:  # one failing run must not cost the others
         _remove_if_empty(run.folder)
+        if not alone and "BasicLauncher" not in HydraConfig.get().launcher._target_:
+            raise mistake(error) from error  # a cluster's job: Hydra brings it back to `main`
         # Raised again when Hydra is done, which would print a line of its own before the message.
         FAILURES[None if alone else run.folder] = mistake(error)
         if not alone and not isinstance(mistake(error), UserError):
@@ -236,7 +279,7 @@ def _run(config: DictConfig, run: Run) -> float | None:
         _remove_if_empty(run.folder)
         diverged = isinstance(error, DivergenceError)  # as it would again
         if run.last_checkpoint.exists() and not run.finished and not diverged:
-            error.add_note(f"Continue with\n  python -m fashion.train resume={run.folder}")
+            error.add_note(f"Continue with\n  {run.resume_command}")
         raise
     if first:
         _summarise(run)
@@ -272,11 +315,11 @@ def _to_resume(config: DictConfig, overrides: Sequence[str]) -> tuple[Run, DictC
         key = override.key_or_group
         if key == "resume":
             continue
-        given, kept = OmegaConf.select(config, key), OmegaConf.select(own, key)
+        given, kept = (OmegaConf.select(each, key, default=ABSENT) for each in (config, own))
         longer = key == "trainer.max_epochs" and given > kept
         if key in PLACES or longer:
             OmegaConf.update(merged, key, given)
-        elif given is None or given != kept:
+        elif given is ABSENT or given != kept:
             differences.append(f"  {override.input_line}")
     if differences:
         raise UserError(

@@ -20,7 +20,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from fashion import UserError
 from fashion.files import replacing
 from fashion.run import Run
-from fashion.schema import Accelerator, PositiveInt, Precision
+from fashion.schema import Accelerator, PositiveInt, Precision, Strategy
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
@@ -68,7 +68,7 @@ def build_trainer(
     limit_val_batches: PositiveInt | None,
     accelerator: Accelerator,
     devices: PositiveInt,
-    strategy: str,
+    strategy: Strategy,
     precision: Precision,
     progress_bar: bool,
 ) -> pl.Trainer:
@@ -84,7 +84,7 @@ def build_trainer(
         limit_val_batches: bound on validation's batches; None for none.
         accelerator: Lightning's name of the hardware.
         devices: how many of them.
-        strategy: Lightning's name of the way to share the work among them.
+        strategy: ddp, or auto: that where there are several. Lightning's others give no run whole.
         precision: Lightning's name of the numbers that convolutions and products compute with in
             training; weights, and what a run reports, are of 32 bits. auto: bf16-mixed where the
             hardware multiplies such numbers, which is about 1.6 times as fast on a CPU.

@@ -190,7 +190,7 @@ COMMAND_LINES = {
     "compare .": "1 of 2 runs are unfinished",
     "compare run --split test": "python -m fashion.evaluate run --split test",
     "compare run --baseline best": "No group is named best. The groups are:\n  mlp",
-    "compare run --output none/table.md": "none/table.md cannot be written: No such file",
+    "compare run --output file/table.md": "file/table.md cannot be written: ",
     "compare run --output empty": "empty cannot be written: Is a directory",
     "predict none photo.png": "none is not a run folder",
     "predict file photo.png": "file is not a run folder",
@@ -490,7 +490,7 @@ BAD_CONFIGS: dict[str, tuple[Break, str, str]] = {
     "half a network": (
         edited(NETWORK, NETWORK + "    _partial_: true\n"),
         PREDICT,
-        "model.network._target_ = fashion.networks.ConvNet makes no network",
+        "model.network._partial_: true for the optimizer, and for nothing else.",
     ),
     "a network of petabytes": (
         edited("- 32\n", "- 100000000\n    - 100000000\n"),

@@ -76,6 +76,7 @@ EXPECTED = {
 def test_steps_by_hand(name: str) -> None:
     network = nn.Linear(1, 1, bias=False)
     nn.init.ones_(network.weight)
+    network.norm = nn.BatchNorm2d(1, affine=False)  # without which there is no Muon
     made = RECIPES[name](network, 2)
     optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]  # type: ignore[index]
     assert made["lr_scheduler"]["interval"] == "step"  # type: ignore[index]
@@ -149,6 +150,7 @@ def small_network() -> nn.Sequential:
         nn.Conv2d(4, 4, 3, bias=False),
         nn.Conv2d(4, 3, 3, bias=False),
         nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4, affine=False),
         nn.Flatten(),
         nn.Linear(4, 2),
     ).to(memory_format=torch.channels_last)

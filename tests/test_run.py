@@ -2,6 +2,7 @@ import io
 import os
 import pickle
 import re
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
@@ -26,6 +28,8 @@ def config(**changes: Any) -> DictConfig:
     values = {
         "data": {"root": "data", "val_size": 100},
         "trainer": {"progress_bar": True, "max_epochs": 3},
+        "optimizer": {"schedule": "constant", "warmup": 0.0},
+        "augmentation": {"erase": 0, "whole": 0},
         "seed": 0,
         "name": "best",
         "sweep": "grid",
@@ -119,6 +123,37 @@ def test_an_unfinished_run_is_continued_by_its_own_configuration(run: Run) -> No
         ):
             pass
     assert "max_epochs: 5" in (run.folder / ".hydra/config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "planned"),
+    [
+        ({"optimizer__schedule": "cosine"}, "optimizer.schedule = cosine"),
+        ({"optimizer__warmup": 0.1}, "optimizer.warmup = 0.1"),
+        ({"augmentation": {"erase": 8, "whole": 8}}, "augmentation.whole = 8"),
+    ],
+)
+def test_a_run_whose_epochs_were_planned_gets_no_more(
+    tmp_path: Path, change: dict[str, Any], planned: str
+) -> None:
+    run = Run(tmp_path)
+    with run.claim(config(**change), HYDRA):
+        run.update_metrics({"val/acc": 0.5})
+    with (
+        pytest.raises(UserError, match=f"max_epochs = 4: with {planned}, .* for 3 in all"),
+        run.claim(config(**change, trainer__max_epochs=4), extend=True),
+    ):
+        pass
+    assert run.finished
+
+
+@pytest.mark.parametrize("name", ["run", "model-best,seed-0", "conv-[64,64]", "it's", 'a "b" c'])
+def test_the_command_that_continues_a_run_can_be_typed(name: str) -> None:
+    folder = Path("logs") / name
+    *_, override = shlex.split(Run(folder).resume_command)
+    (parsed,) = OverridesParser.create().parse_overrides([override])
+    assert not parsed.is_sweep_override()
+    assert parsed.value() == str(folder)
 
 
 def test_a_finished_run_that_is_to_go_on_is_unfinished(run: Run) -> None:

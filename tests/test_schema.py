@@ -57,7 +57,7 @@ BAD = {
     "trainer.accelerator=quantum": "trainer.accelerator = quantum: input should be 'auto', 'cpu'",
     "trainer.precision=16": "trainer.precision = 16: input should be '32-true', 'bf16-mixed'",
     "trainer.devices=0": "trainer.devices = 0: input should be greater than 0",
-    "trainer.strategy=quickly": "strategy = quickly: ",
+    "trainer.strategy=ddp_spawn": "trainer.strategy = ddp_spawn: input should be 'auto' or 'ddp'",
     "augmentation.shift=28": "augmentation.shift = 28: input should be less than 28",
     "augmentation.mirror=2": "augmentation.mirror = 2: input should be a valid boolean",
     "augmentation.erase=-1": "augmentation.erase = -1: input should be greater than or equal to 0",

@@ -25,7 +25,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from fashion import UserError, idx
 from fashion import train as train_module
 from fashion.callbacks import Checkpoints, EpochSeed
-from fashion.classifier import load_classifier
+from fashion.classifier import Classifier, load_classifier
 from fashion.command import Interrupted
 from fashion.data import FashionMNIST
 from fashion.run import PACKAGES, Run
@@ -380,11 +380,12 @@ OPTIONS = [
 def test_every_option_takes_a_step(
     tiny_data: Path, tmp_path: Path, command: Command, option: str
 ) -> None:
+    network = ("model=resnet",) if option == "optimizer=muon" else SHORT[:2]
     done = command(
         "train",
         *tiny_overrides(tiny_data),
         *(() if option.startswith("trainer") else ("trainer=smoke",)),
-        *(() if option.startswith(("model", "experiment")) else SHORT[:2]),
+        *(() if option.startswith(("model", "experiment")) else network),
         "data.batch_size=32",
         "trainer.max_epochs=1",
         option,
@@ -392,6 +393,33 @@ def test_every_option_takes_a_step(
     )
     assert done.status == 0, done.err
     assert Run(tmp_path / "run").finished
+
+
+BATCH_NORM = ("model.network.dense=[8]", "model.network.batch_norm=true")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("model=cnn", "optimizer=muon"), "optimizer = muon is for convolutions followed by batch"),
+        (("model=mlp", "optimizer=muon", *BATCH_NORM), "optimizer = muon is for convolutions"),
+        (("model=mlp", "data.batch_size=1", *BATCH_NORM), "of 300 pictures the last batch has 1,"),
+        (("model=mlp", "data.batch_size=23", *BATCH_NORM), "of 300 pictures the last batch has 1,"),
+    ],
+)
+def test_what_does_not_suit_the_network(
+    train: Command, tmp_path: Path, overrides: tuple[str, ...], message: str
+) -> None:
+    refused(train("a", *overrides), message)
+    assert not (tmp_path / "a").exists()
+
+
+def test_too_little_memory(train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(Classifier, "training_step", fill)
+    refused(train("a"), "data.batch_size = 32", "too little memory", "CUDA out of memory)")
 
 
 def test_a_folder_that_cannot_be_written(train: Command, tmp_path: Path) -> None:
@@ -533,9 +561,11 @@ def test_what_resume_takes(resume: Command, killed: Callable[..., Path], tmp_pat
     """More epochs and other places; what the run's own configuration says otherwise is named."""
     folder = killed("trainer.max_epochs=2", f"hydra.run.dir={tmp_path}/killed")
     moved = folder.rename(tmp_path / "moved")
-    done = resume(moved, "seed=1", "model=cnn", "trainer.max_epochs=1", "data.val_size=100")
+    same = ("data.val_size=100", "trainer.limit_train_batches=null")
+    done = resume(moved, "seed=1", "model=cnn", "trainer.max_epochs=1", *same)
     refused(done, "seed=1", "model=cnn", "trainer.max_epochs=1")
     assert "val_size" not in done.err
+    assert "limit_train_batches" not in done.err
     assert not Run(moved).finished
     assert resume(moved, "trainer.max_epochs=3").status == 0
     assert Run(moved).metrics["epochs"] == 3
@@ -737,7 +767,7 @@ def test_two_processes_train_as_one(tiny_data: Path, tmp_path: Path, train: Comm
     for tag, curve in curves(one.folder).items():
         np.testing.assert_allclose(curves(two.folder)[tag], curve, atol=1e-4, err_msg=tag)
     assert two.metrics["val/acc"] == pytest.approx(one.metrics["val/acc"])
-    assert [path.name for path in tmp_path.iterdir() if path.name != ".hypothesis"]
+    assert {path.name for path in tmp_path.iterdir()} - {".hypothesis"} == {"run1", "run2"}
 
 
 def test_data_that_is_not_there(train: Command, tmp_path: Path) -> None:
