@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 
 from fashion import UserError
 from fashion.command import clear_errors
+from fashion.files import replacing
 from fashion.run import PLACES, VIEWS, Predictions, Run, common_predictions, listed
 
 # What two runs of one recipe may differ in. `test` reads the test set when training is over.
@@ -381,10 +382,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.output is None:
             print(text, end="")
             return
-        try:
-            options.output.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{options.output} cannot be written: {error.strerror}.") from error
+        with replacing(options.output) as file:
+            file.write(text.encode())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Evaluate finished runs, each by the checkpoint that validation chose.
+"""Evaluate finished runs, each by the checkpoint that it reports.
 
     python -m fashion.evaluate RUN                     on the validation split
     python -m fashion.evaluate RUN --split test        on the test set
@@ -162,6 +162,7 @@ def write_report(run: Run, split: str, data: "FashionMNIST") -> None:
         indices=pictures.indices.numpy(),
         examples=examples,
         temperature=run.metrics.get("val/temperature"),
+        epoch_chosen=run.epoch_chosen,
     )
     run.write_text("report.html", text)
     counts = metrics.confusion(labels, probabilities)
@@ -259,9 +260,10 @@ def main() -> None:
         prepare_process()
         for run in runs:
             data = _data(run)
-            temperature = run.metrics.get("val/temperature")
-            run.update_metrics(evaluate(run, split, data, temperature=temperature, views=views))
-            write_report(run, split, data)
+            with run.held():  # a training that goes on would take the numbers away meanwhile
+                temperature = run.metrics.get("val/temperature")
+                run.update_metrics(evaluate(run, split, data, temperature=temperature, views=views))
+                write_report(run, split, data)
             print(
                 f"{run.folder}\n  {summary(run.metrics, split)}\n{_details(run, split)}\n"
                 f"  report {run.folder / 'report.html'}"

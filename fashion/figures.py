@@ -116,12 +116,12 @@ def learning_curve(
     quantity: Literal["acc", "loss"],
     best_epoch: int | None,
 ) -> Figure:
-    """Training's and validation's `quantity` by epoch, with the chosen epoch marked.
+    """Training's and validation's `quantity` by epoch, with the reported epoch marked.
 
     Args:
         history: what is missing there, None or NaN is left out.
         quantity: "acc", shares that are drawn as per cents, or "loss".
-        best_epoch: the one that validation chose, counted from 1; None marks none.
+        best_epoch: the one reported, counted from 1; None marks none.
     """
     figure, axes = _chart(4.4, 3.1, "Accuracy" if quantity == "acc" else "Loss (cross-entropy)")
     axes.set_xlabel("epoch")
@@ -138,7 +138,7 @@ def learning_curve(
             axes.axvline(best_epoch, color=MUTED, lw=0.8, ls=(0, (2, 2)), zorder=0)
             best = values[epochs == best_epoch][0]
             axes.plot(best_epoch, best, "o", color=ACCENT, ms=7, mec=PAPER, mew=1.5)
-            axes.set_xlabel(f"epoch (chosen: {best_epoch})")
+            axes.set_xlabel(f"epoch (reported: {best_epoch})")
     if axes.get_legend_handles_labels()[1]:
         _legend(axes, columns=2)
     axes.margins(y=0.12)
@@ -321,7 +321,7 @@ def search_history(
     """Each trial's accuracy, 0..1, and the best so far of those trained to their end (`whole`)."""
     figure, axes = _chart(7.2, 3.1, "Accuracy by trial")
     x, y, ended = np.array(numbers), np.array(accuracies, dtype=float), np.array(whole, dtype=bool)
-    axes.plot(x[~ended], y[~ended], "o", color=FAINT, ms=4, label="pruned")
+    axes.plot(x[~ended], y[~ended], "o", color=MUTED, mfc="none", ms=4, label="pruned")
     axes.plot(x[ended], y[ended], "o", color=ACCENT, ms=4, label="trained to the end")
     if ended.any():
         best = np.maximum.accumulate(y[ended])
@@ -345,8 +345,9 @@ def search_curves(curves: Sequence[tuple[Mapping[int, float], bool]]) -> Figure:
         axes.plot(
             list(curve),
             list(curve.values()),
-            color=ACCENT if whole else FAINT,
-            lw=1.2 if whole else 0.8,
+            color=ACCENT if whole else MUTED,
+            alpha=1 if whole else 0.5,
+            lw=1.2 if whole else 0.6,
             marker="o" if len(curve) == 1 else "",
             ms=3,
         )
@@ -391,7 +392,7 @@ def search_slice(
         x = np.array([names.index(word) for word in words], dtype=float)
         axes.set_xticks(range(len(names)), names)
         axes.set_xlim(-0.5, len(names) - 0.5)
-    axes.plot(x[~ended], y[~ended], "o", color=FAINT, ms=4)
+    axes.plot(x[~ended], y[~ended], "o", color=MUTED, mfc="none", ms=4)
     axes.plot(x[ended], y[ended], "o", color=ACCENT, ms=4)
     _focus(axes, y)
     axes.yaxis.set_major_formatter(_per_cent)

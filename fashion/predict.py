@@ -31,8 +31,11 @@ if TYPE_CHECKING:
 
 SHOWN = 3  # classes named for each photo
 DRAWN = 100  # photos in one picture: matplotlib's are at most 65,535 pixels high
-# Below this calibrated probability the likeliest class is more likely wrong than right.
-SURE = 0.5
+SURE = 0.5  # of the probability: with less, the likeliest class is more likely wrong than right
+UNCALIBRATED = (
+    "note: this run held no pictures out to calibrate its probabilities on; "
+    "they are the network's own."
+)
 
 
 class View(NamedTuple):
@@ -51,7 +54,7 @@ class View(NamedTuple):
 class Answer(NamedTuple):
     """What a run makes of one photo."""
 
-    likeliest: dict[str, float]  # calibrated probabilities of `SHOWN` classes, likeliest first
+    likeliest: dict[str, float]  # probabilities of `SHOWN` classes, likeliest first
     unsure: bool
     faint: bool
 
@@ -59,7 +62,7 @@ class Answer(NamedTuple):
     def remarks(self) -> list[str]:
         remarks = []
         if self.unsure:
-            remarks.append("Unsure: the likeliest class is more likely wrong than right.")
+            remarks.append("Unsure: the likeliest class has less than half of the probability.")
         if self.faint:
             remarks.append(
                 "It hardly differs from its background, as a white product on white: "
@@ -86,8 +89,8 @@ def look(path: Path) -> View:
 def predict(run: Run, images: UInt8[np.ndarray, "n 28 28"]) -> list[Answer]:
     """What a finished run makes of pictures in the dataset's format.
 
-    Probabilities are calibrated by the temperature that suits the validation split; a run without
-    one keeps its own.
+    Probabilities are calibrated by the temperature that suits the validation split; a run that
+    held nothing out keeps the network's own.
 
     Raises:
         UserError: the run cannot be rebuilt.
@@ -173,8 +176,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 errors[path] = str(error)
         images = np.array([view.image for view in views.values()])
         answers = dict(zip(views, predict(run, images) if views else [], strict=True))
+        if answers and not run.validates:
+            print(UNCALIBRATED, file=sys.stderr)
         if options.json:
-            print(_document(options.photos, answers, errors))
+            print(_document(options.photos, answers, errors, calibrated=run.validates))
         else:
             for path, answer in answers.items():
                 print(_lines(views[path], answer))
@@ -198,7 +203,13 @@ def _lines(view: View, answer: Answer) -> str:
     return "\n  ".join([f"{view.name}: {likeliest}", *answer.remarks])
 
 
-def _document(paths: Sequence[Path], answers: dict[Path, Answer], errors: dict[Path, str]) -> str:
+def _document(
+    paths: Sequence[Path],
+    answers: dict[Path, Answer],
+    errors: dict[Path, str],
+    *,
+    calibrated: bool,
+) -> str:
     """One object a photo, in the order of the command line."""
     objects: list[dict[str, Any]] = []
     for path in paths:
@@ -212,6 +223,7 @@ def _document(paths: Sequence[Path], answers: dict[Path, Answer], errors: dict[P
                 "likeliest": [
                     {"class": label, "probability": p} for label, p in answer.likeliest.items()
                 ],
+                "calibrated": calibrated,
                 "unsure": answer.unsure,
                 "faint": answer.faint,
             }

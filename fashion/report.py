@@ -69,6 +69,7 @@ def page(
     indices: Int[np.ndarray, " n"],
     examples: UInt8[np.ndarray, "10 28 28"],
     temperature: float | None,
+    epoch_chosen: bool,
 ) -> str:
     """The report of one run on one split, of at least one picture.
 
@@ -84,6 +85,7 @@ def page(
         indices: the pictures' positions in the split's official file, from 0.
         examples: a picture of each class, in order.
         temperature: fitted on the validation split; None where none was.
+        epoch_chosen: by accuracy on the validation split; otherwise it is the last.
     """
     answers = Answers(split, labels, probabilities, images, indices)
     calibrated = None
@@ -93,7 +95,7 @@ def page(
     drawing = Drawing()
     sections = (
         ("run", "The run", _run(run_metrics, configuration)),
-        ("result", "Result", _result(answers)),
+        ("result", "Result", _result(answers, epoch_chosen=epoch_chosen)),
         ("learning", "Learning curves", _learning(history, run_metrics.get("best_epoch"), drawing)),
         ("confusion", "Confusion matrix", _confusion(answers)),
         ("classes", "Classes, hardest first", _classes(answers, drawing)),
@@ -282,11 +284,11 @@ def standing(ranked: list[ClassScore], where: str, word: str, degree: str, side:
         said = (
             f"{name} have the {degree} F1 {where}, {figure}, an interval that overlaps "
             f"{'that' if len(close) == 1 else 'those'} of {overlapped}: "
-            f"which class is the {word} these pictures do not tell."
+            f"the intervals alone do not tell which class is the {word}."
         )
     else:
         said = (
-            f"Which class is the {word} {where} these pictures do not tell: F1 goes from "
+            f"Which class is the {word} {where} the intervals alone do not tell: F1 goes from "
             f"{_per_cent(first.f1)} ({PLURALS[first.label]}) to {_per_cent(last.f1)} "
             f"({PLURALS[last.label]}), and every interval overlaps the first."
         )
@@ -342,7 +344,7 @@ def _run(run_metrics: Mapping[str, Any], configuration: str) -> str:
 </div>"""
 
 
-def _result(answers: Answers) -> str:
+def _result(answers: Answers, *, epoch_chosen: bool) -> str:
     scores, total = answers.scores, len(answers.labels)
     right = total - len(answers.mistakes)
     interval = _interval(Interval(scores["acc_low"], scores["acc_high"]))
@@ -357,11 +359,12 @@ def _result(answers: Answers) -> str:
             "Calibration error": _per_cent(scores["ece"]),
         }.items()
     )
-    fairness = {
-        "validation": "The epoch was chosen on these very pictures, so expect slightly less of "
-        "pictures that the run has never seen.",
-        "test": "These pictures took no part in the training, nor in the choice of the epoch.",
-    }[answers.split]
+    fairness = "These pictures took no part in the training, nor in the choice of the epoch."
+    if epoch_chosen and answers.split == "validation":
+        fairness = (
+            "The epoch was chosen on these very pictures, so expect slightly less of "
+            "pictures that the run has never seen."
+        )
     return f"""<p class="headline"><strong>{_per_cent(scores["acc"])}</strong>
 <span>{right:,} of {total:,} {answers.split} pictures answered right.<br>
 95{THIN}% interval: {interval} (Wilson).</span></p>

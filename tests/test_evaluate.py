@@ -275,6 +275,13 @@ def test_an_unfinished_run_is_refused_before_the_others_are_evaluated(
     assert (run.folder / "val.npz").stat().st_mtime_ns == before
 
 
+def test_a_run_that_is_being_written_is_left_alone(command: Command, run: Run) -> None:
+    before = run.metrics
+    with run.held():
+        refused(command("evaluate", run.folder), f"Another process is writing the run {run.folder}")
+    assert run.metrics == before
+
+
 def test_a_run_without_a_validation_split(
     command: Command, tiny_data: Path, tmp_path: Path
 ) -> None:

@@ -114,7 +114,7 @@ HISTORY = {
 }
 
 
-def test_learning_curve_marks_the_chosen_epoch() -> None:
+def test_learning_curve_marks_the_reported_epoch() -> None:
     figure = figures.learning_curve(HISTORY, "acc", 3)
     axes = figure.axes[0]
     training, validation, line, point = axes.lines
@@ -122,7 +122,7 @@ def test_learning_curve_marks_the_chosen_epoch() -> None:
     assert validation.get_xydata().tolist() == [[1, 0.6], [3, 0.65]]  # the gap is left out
     assert set(line.get_xdata()) == {3}
     assert point.get_xydata().tolist() == [[3, 0.65]]
-    assert axes.get_xlabel() == "epoch (chosen: 3)"
+    assert axes.get_xlabel() == "epoch (reported: 3)"
     assert axes.get_title("left") == "Accuracy"
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [
         "training",
@@ -291,7 +291,7 @@ def test_a_search_s_history_shows_the_best_of_what_was_trained_to_the_end() -> N
 def test_a_search_s_curves_are_faint_where_they_were_pruned() -> None:
     figure = figures.search_curves([({1: 0.5, 2: 0.6}, True), ({1: 0.4}, False)])
     colors = [line.get_color() for line in figure.axes[0].lines]
-    assert colors == [figures.FAINT, figures.ACCENT]  # the others are drawn over them
+    assert colors == [figures.MUTED, figures.ACCENT]  # the others are drawn over them
     draw(figure)
 
 

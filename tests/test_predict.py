@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import runpy
 import shutil
 from pathlib import Path
@@ -55,7 +56,7 @@ def test_json_is_one_document_in_the_order_given(command, tiny_run, photo, tmp_p
     status, out, err = command("predict", tiny_run, *paths, "--json")
     assert status == 1
     bad, good, missing, again = json.loads(out)
-    assert set(good) == {"photo", "likeliest", "unsure", "faint"}
+    assert set(good) == {"photo", "likeliest", "calibrated", "unsure", "faint"}
     assert good == again
     assert [entry["photo"] for entry in (bad, good, missing)] == [str(p) for p in paths[:3]]
     assert set(bad) == set(missing) == {"photo", "error"}
@@ -91,6 +92,17 @@ def test_probabilities_are_calibrated(command, own_run, photo):
     assert json.loads(unsure)[0]["unsure"] is True
     assert json.loads(unsure)[0]["likeliest"][0]["probability"] < 0.2
     assert "Unsure: " in command("predict", own_run, photo).out
+
+
+def test_says_where_nothing_was_held_out_to_calibrate_on(command, own_run, photo):
+    assert json.loads(command("predict", own_run, photo, "--json").out)[0]["calibrated"] is True
+    config = own_run / ".hydra" / "config.yaml"
+    config.write_text(re.sub("val_size: .*", "val_size: 0", config.read_text()))
+    best = own_run / "checkpoints" / "best.ckpt"
+    best.replace(best.with_name("last.ckpt"))
+    status, out, err = command("predict", own_run, photo, "--json")
+    assert (status, json.loads(out)[0]["calibrated"]) == (0, False)
+    assert err.startswith("note: this run held no pictures out")
 
 
 def test_without_a_stored_temperature_it_is_fitted_on_the_validation_split(command, own_run, photo):

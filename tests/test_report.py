@@ -79,6 +79,7 @@ def inputs(**changes: Any) -> dict[str, Any]:
         "indices": 1000 + np.arange(200),
         "examples": np.full((10, 28, 28), 200, np.uint8),
         "temperature": 0.5,
+        "epoch_chosen": True,
     } | changes
     count = len(given["labels"])
     return given | {key: given[key][:count] for key in ("probabilities", "images", "indices")}
@@ -242,6 +243,8 @@ def test_headline() -> None:
     test = words(Page(report.page(**inputs(split="test"))).text["result"])
     assert "200 test pictures" in test
     assert "took no part" in test
+    last = words(Page(report.page(**inputs(epoch_chosen=False))).text["result"])
+    assert "took no part" in last
 
 
 def test_confusion_matrix_leads_to_the_mistakes() -> None:
@@ -378,22 +381,23 @@ def class_score(label: int, f1: float, half: float) -> ClassScore:
             {6: (0.78, 0.02), 0: (0.80, 0.02), 4: (0.85, 0.02)},
             (
                 "Shirts have the lowest F1 here, 78.0 % (76.0 to 80.0 %), an interval that "
-                "overlaps that of T-shirts: which class is the hardest these pictures do not tell."
+                "overlaps that of T-shirts: the intervals alone do not tell which class is the "
+                "hardest."
             ),
         ),
         (
             {6: (0.78, 0.02), 0: (0.80, 0.02), 2: (0.81, 0.02), 4: (0.85, 0.02)},
             (
                 "Shirts have the lowest F1 here, 78.0 % (76.0 to 80.0 %), an interval that "
-                "overlaps those of T-shirts and pullovers: which class is the hardest these "
-                "pictures do not tell."
+                "overlaps those of T-shirts and pullovers: the intervals alone do not tell which "
+                "class is the hardest."
             ),
         ),
         (
             {6: (0.78, 0.05), 0: (0.80, 0.05), 4: (0.85, 0.05)},
             (
-                "Which class is the hardest here these pictures do not tell: F1 goes from 78.0 % "
-                "(shirts) to 85.0 % (coats), and every interval overlaps the first."
+                "Which class is the hardest here the intervals alone do not tell: F1 goes from "
+                "78.0 % (shirts) to 85.0 % (coats), and every interval overlaps the first."
             ),
         ),
         (
@@ -512,10 +516,10 @@ def test_bare_run_has_its_page() -> None:
     assert "No learning curves were recorded" in page.text["learning"]
 
 
-def test_chosen_epoch_is_marked_only_where_it_is_known() -> None:
+def test_reported_epoch_is_marked_only_where_it_is_known() -> None:
     known = Page(report.page(**inputs())).text["learning"]
     assert "marks epoch 2" in known
-    assert "epoch (chosen: 2)" in known
+    assert "epoch (reported: 2)" in known
     unknown = Page(report.page(**inputs(run_metrics={"best_epoch": 9}))).text["learning"]
     assert "marks" not in unknown
     losses = {key: HISTORY[key] for key in ("epoch", "val/loss")}
