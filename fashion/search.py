@@ -136,8 +136,8 @@ class Search:
         return config
 
     def command(self) -> str:
-        """What a person types to do it again, without what says where and how quickly."""
-        left_out = ("storage", "workers", "worker", "data.root", "trainer.progress_bar")
+        """What a person types to do it again, without what says where."""
+        left_out = ("storage", "worker", "data.root", "trainer.progress_bar")
         words = [
             shlex.quote(override)
             for override in HydraConfig.get().overrides.task

@@ -245,9 +245,10 @@ def conclude(search: Search) -> None:
         and not Run(search.folder / "confirm" / key.removeprefix("failed ")).finished
     }
     summary = _summary(search, trials, found, failures)
+    made = provenance()  # before there is a recipe, which no commit holds yet
     if found:
         summary.append(_write_recipe(search, found))
-    record = _record(search, trials, chosen, found, summary)
+    record = _record(search, trials, chosen, found, summary) | made
     _write(search.folder / "search.json", json.dumps(record, indent=2) + "\n")
     _write(
         search.folder / "search.html",
@@ -311,7 +312,7 @@ def _judgement(search: Search, found: Verdict) -> list[str]:
     if found.start is None:
         lines.append("What the search began with could not be trained, and is not compared.")
     elif found.start == found.winner:
-        lines.append("That is the configuration the search began with: nothing found is better.")
+        lines.append("That is the configuration the search began with: nothing found did better.")
     else:
         gap = next(each for each in found.table.comparisons if each.name == found.winner.name)
         p_value = "p < 0.001" if gap.p_holm < 0.001 else f"p = {gap.p_holm:.3f}"  # noqa: PLR2004
@@ -368,7 +369,6 @@ def _record(
         },
         "winner": found and found.winner.name,
         "comparisons": found and [each._asdict() for each in found.table.comparisons],
-        **provenance(),
     }
 
 

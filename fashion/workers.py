@@ -128,6 +128,9 @@ def end_with_parent() -> None:
     def watch() -> None:
         os.read(0, 1)  # not by sys.stdin, whose lock would be missing at the interpreter's end
         os.kill(os.getpid(), signal.SIGTERM)
+        # Python drops what a signal raises within a destructor; the second one is the system's.
+        time.sleep(60)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -261,6 +264,6 @@ def count(number: int, noun: str) -> str:
 
 def duration(seconds: float) -> str:
     if seconds < 60:  # noqa: PLR2004
-        return f"{seconds:.0f} seconds"
-    minutes = seconds / 60
-    return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"  # noqa: PLR2004
+        return count(round(seconds), "second")
+    minutes = round(seconds / 60)
+    return count(minutes, "minute") if minutes < 120 else f"{minutes / 60:.1f} hours"  # noqa: PLR2004

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,12 @@ def finished(folder: Path) -> Finished:
     return found
 
 
-def begun(folder: Path) -> int:
-    return sum(trial.state == TrialState.RUNNING for trial in attempts(folder))
+def begun(folder: Path, since: datetime) -> bool:
+    """Whether a trial runs that a process started `since` has begun: others may be dead."""
+    return any(
+        trial.state == TrialState.RUNNING and (trial.datetime_start or since) > since
+        for trial in attempts(folder)
+    )
 
 
 def kill(kind: str, process: subprocess.Popen[bytes], choice: np.random.Generator) -> None:
@@ -144,15 +149,19 @@ def faults(folder: Path, total: int, seen: Finished) -> list[str]:
 
 
 def kill_one(
-    number: int, process: subprocess.Popen[bytes], folder: Path, choice: np.random.Generator
+    number: int,
+    process: subprocess.Popen[bytes],
+    started: datetime,
+    folder: Path,
+    choice: np.random.Generator,
 ) -> tuple[dict[str, Any], Finished]:
     """Wait until it trains, and a random time more; then kill. What had finished by then."""
     began = time.time()
-    while not begun(folder) or len(children(process)) < 2:  # noqa: PLR2004
+    while not begun(folder, started) or len(children(process)) < 2:  # noqa: PLR2004
         time.sleep(0.1)
         if time.time() > began + 120 or process.poll() is not None:
             sys.exit(f"No trial begins; see {folder}/output.log and {folder}/workers/")
-    time.sleep(choice.uniform(0, 8))
+    time.sleep(choice.uniform(0, 16))
     kind = KINDS[number % len(KINDS)]
     kill(kind, process, choice)
     seconds, done = time.time() - began, finished(folder)
@@ -165,12 +174,12 @@ def check(folder: Path, kills: int, trials: int, end: float) -> tuple[dict[str, 
     choice = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
     seen: Finished = {}
-    process = start(folder, MANY)
+    started, process = datetime.now(), start(folder, MANY)  # noqa: DTZ005 - as Optuna has it
     try:
         while len(rows) < kills and time.time() < end:
             if process.poll() is not None:
-                process = start(folder, MANY)
-            row, done = kill_one(len(rows), process, folder, choice)
+                started, process = datetime.now(), start(folder, MANY)  # noqa: DTZ005
+            row, done = kill_one(len(rows), process, started, folder, choice)
             rows.append(row)
             seen = done | seen
         process.terminate()
