@@ -11,6 +11,8 @@ Prints a line a trial and writes results/resume.json. About half a minute a tria
 import argparse
 import json
 import random
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -129,6 +131,9 @@ def main() -> None:
             except subprocess.TimeoutExpired:
                 process.kill()
             process.communicate()
+            if process.returncode != -signal.SIGKILL:
+                shutil.rmtree(folder)
+                continue  # it was faster than the one left alone, and had ended
             if not (folder / ".hydra" / "config.yaml").exists():
                 continue  # still importing: there is no run to resume
             where = moment(folder)
