@@ -75,7 +75,7 @@ def objective(found: Space, pause: float) -> Callable[[Trial, int], float]:
 
     def run(trial: Trial, _: int) -> float:
         values = found.suggest(trial)
-        layers = values["model.network.conv.length"]
+        layers = values.get("model.network.conv.length", 1)
         rate = values["optimizer.lr"]
         assert isinstance(layers, int) and isinstance(rate, float)  # noqa: S101, PT018
         best = 0.9 + 0.01 * layers - 3 * abs(rate - 0.002)

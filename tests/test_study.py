@@ -415,6 +415,18 @@ def test_what_is_killed_between_its_start_and_its_first_sign_of_life(tmp_path: P
     assert [origin(trial) for trial in run(opened(tmp_path / "a.db"), 3)] == [0, 1, 2]
 
 
+def test_the_simulated_search_is_of_the_deck_s_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import simulate_search
+
+    simulated, space = simulate_search.opened(f"sqlite:///{tmp_path}/a.db", heartbeat=10)
+    objective = simulate_search.objective(space, 0)
+    run_trials(simulated, objective, Limits(15), deadline=None, first=0, silence=2)
+    assert {t.state for t in simulated.trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+
+
 def test_a_storage_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot be used") as refusal:
         opened("postgresql://me:secret@127.0.0.1:1/none")
