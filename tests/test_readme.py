@@ -1,5 +1,6 @@
 """What README tells a person to type can be typed."""
 
+import json
 import os
 import re
 import shlex
@@ -22,7 +23,7 @@ PLACEHOLDER = re.compile(r"\b[A-Z][A-Z_]+\b|<")
 
 def commands() -> Iterator[str]:
     """Lines of code, fenced or indented, and code within a sentence."""
-    text = README.read_text(encoding="utf-8") if README.exists() else ""
+    text = README.read_text(encoding="utf-8")
     for line in re.findall(
         r"^(?: {4}|\$ )?((?:scripts/|python -m fashion\.).*)", text, re.MULTILINE
     ):
@@ -33,7 +34,7 @@ def commands() -> Iterator[str]:
 
 def overrides_of_tables() -> Iterator[str]:
     """`key=value ...` in the tables' cells."""
-    text = README.read_text(encoding="utf-8") if README.exists() else ""
+    text = README.read_text(encoding="utf-8")
     for row in re.findall(r"^\|.*", text, re.MULTILINE):
         for code in re.findall(r"`([^`]+)`", row):
             if all(re.fullmatch(r"[a-z_.]+=\S+", word) for word in code.split()):
@@ -49,11 +50,30 @@ def test_there_are_commands() -> None:
 
 
 def test_tables_are_those_of_the_results() -> None:
-    text = README.read_text(encoding="utf-8") if README.exists() else ""
+    text = README.read_text(encoding="utf-8")
     tables = re.findall(r"^<!-- (results/\S+) -->\n((?:\|.*\n)+)", text, re.MULTILINE)
     assert len(tables) == text.count("<!-- results/")
     for path, table in tables:
         assert table in (ROOT / path).read_text(encoding="utf-8")
+
+
+def test_the_headline_is_that_of_the_results() -> None:
+    table = README.read_text(encoding="utf-8").partition("## Results")[2].partition("\n\n`")[0]
+    lines = [
+        line
+        for name in ("ladder-test", "fast", "fast-mirrored", "record", "record-mirrored")
+        for line in (ROOT / "results" / f"{name}.md").read_text(encoding="utf-8").splitlines()
+    ]
+    found = 0
+    for name, row in re.findall(r"^\| `(?:model|experiment)=(\w+)`(.*)", table, re.MULTILINE):
+        for mean, low, high in re.findall(r"([\d.]+) \(([\d.]+) to ([\d.]+)\)", row):
+            figure = rf"\| {name} .* {mean} \| +{low} to {high} \|"
+            assert any(re.match(figure, line) for line in lines), figure
+            found += 1
+    assert found == 8
+    ensemble = json.loads((ROOT / "results/record/ensemble.json").read_text(encoding="utf-8"))
+    for key in ("test/acc", "test/acc_mirrored"):
+        assert f" {100 * ensemble[key]:.2f} |" in table
 
 
 def choices(override: str) -> list[str]:
