@@ -186,14 +186,16 @@ class _Display:
         done = self._finished()
         best = completed(done)[:1]
         note = f"best {per_cent(best[0].value)}" if best else ""
-        self.bars.update(self.bar, completed=len(done), note=f"{note}{self._left(len(done))}")
-        busy = any(trial.state == TrialState.RUNNING for trial in trials)
         over = ended(self.search.drawn(), self.search.limits(), self.search.deadline)
+        left = "" if over else self._left(len(done))
+        self.bars.update(self.bar, completed=len(done), note=f"{note}{left}")
+        busy = any(trial.state == TrialState.RUNNING for trial in trials)
         if self.verdict is None and over and not busy:
-            self.bars.update(self.bar, note=note)
             self._print(f"The search is over: {over}.")
             self.verdict = self._begin_verdict()
-            self.verdict_bar = self.bars.add_task("Verdict", total=len(self.verdict), note="")
+            self.verdict_bar = self.bars.add_task(
+                "Verdict", total=len(self.verdict), visible=bool(self.verdict), note=""
+            )
             self.trained: set[str] = set()
         if self.verdict is None:
             return len(done)

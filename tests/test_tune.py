@@ -426,6 +426,8 @@ def test_what_the_command_shows(tiny_data: Path, tmp_path: Path, command: Comman
     assert lines[2] == "The search is over: all 2 trials are done."
     assert re.match(r"Its verdict trains \d runs?, about \d+ seconds?;", lines[3])
     assert re.match(r"tiny-\d with seed 1: \d+\.\d\d %", lines[4])
+    assert "Verdict" in done.out
+    assert "left" not in done.out
 
 
 def test_workers_as_a_launcher_starts_them(
@@ -521,7 +523,9 @@ def test_a_worker_of_its_own_is_killed_and_then_the_command(
     finally:
         parent.kill()
         parent.wait()
-    assert "3 trials in" in (tmp_path / "output.log").read_text()
+    output = (tmp_path / "output.log").read_text()
+    assert "3 trials in" in output
+    assert "Verdict" not in output
     every = trials_of(folder)
     trials = distinct(every)
     assert len(trials) == 3
