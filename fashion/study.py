@@ -20,7 +20,7 @@ import numpy as np
 import optuna
 import sqlalchemy
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.pruners import NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
@@ -50,7 +50,10 @@ class Over(BaseException):
 
 
 class Lost(BaseException):
-    """Silent for too long, as when a laptop sleeps: the trial has become another worker's."""
+    """The trial is not ours any more, and will go on, here or elsewhere, if it can.
+
+    We were silent for too long, as when a laptop sleeps, or the storage is out of reach.
+    """
 
 
 # Storage, sampler, pruner.
@@ -99,7 +102,7 @@ def open_study(
         except (
             sqlalchemy.exc.SQLAlchemyError,
             sqlite3.Error,
-            optuna.exceptions.StorageInternalError,
+            StorageInternalError,
         ) as error:
             if not attempt:
                 raise UserError(f"{shown(storage)} cannot be used: {_first_line(error)}") from error
@@ -147,9 +150,10 @@ class _Storage(RDBStorage):
     """Tells of each attempt whether a first heartbeat was recorded: only then can it be missed."""
 
     def record_heartbeat(self, trial_id: int) -> None:
-        super().record_heartbeat(trial_id)
-        number = self.get_trial_number_from_id(trial_id)  # the next attempt inherits this one's
-        with contextlib.suppress(UpdateFinishedTrialError):
+        # A database that is out of reach for a moment misses a beat; raised, it would end them all.
+        with contextlib.suppress(UpdateFinishedTrialError, StorageInternalError):
+            super().record_heartbeat(trial_id)
+            number = self.get_trial_number_from_id(trial_id)  # the next attempt inherits this one's
             self.set_trial_user_attr(trial_id, BEGAN, number)
 
 
@@ -327,8 +331,11 @@ def ended(trials: Sequence[FrozenTrial], limits: Limits, deadline: float | None)
 
 
 def doom(trials: Sequence[FrozenTrial]) -> str | None:
-    """The one reason for which the first `DOOMED` of these (distinct) trials failed."""
-    first = finished(trials)[:DOOMED]
+    """The one reason for which the first `DOOMED` of these (distinct) trials failed.
+
+    The first drawn, not the first finished: that one of them is still running may save the others.
+    """
+    first = trials[:DOOMED]
     if len(first) < DOOMED or any(trial.state != TrialState.FAIL for trial in first):
         return None
     # The same failure may tell other sizes each time.
@@ -401,7 +408,7 @@ def _guarded(
     def guarded(trial: Trial) -> float:
         try:
             return attempted(trial)
-        except UpdateFinishedTrialError as error:
+        except (UpdateFinishedTrialError, StorageInternalError) as error:
             raise Lost from error
 
     def attempted(trial: Trial) -> float:
@@ -414,7 +421,7 @@ def _guarded(
             value = objective(trial, origin(this))
             if not math.isfinite(value):
                 raise ValueError(f"the trial's value is {value}")  # noqa: TRY301
-        except (optuna.TrialPruned, UpdateFinishedTrialError):
+        except (optuna.TrialPruned, UpdateFinishedTrialError, StorageInternalError):
             raise
         except Exception as error:
             trial.set_user_attr(REASON, describe(error))

@@ -21,6 +21,7 @@ import contextlib
 import gc
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -62,7 +63,6 @@ SEARCH_SETTINGS: dict[str, Any] = {
     "heartbeat": schema.PositiveInt,
 }
 RECIPES = CONF / "experiment"
-WRITTEN = "Written by python -m fashion.tune"
 
 
 def checked(config: DictConfig) -> Search:
@@ -147,26 +147,24 @@ def _run(config: DictConfig, run: Run, *callbacks: Any, wait: bool = True) -> fl
     Raises:
         BusyError: another process writes it, and we do not wait.
     """
-    try:
-        while not run.finished:
-            try:
-                with run.claim(config):
-                    train(config, run, report=False, callbacks=callbacks)
-            except BusyError:
-                # A worker that was taken for dead, as after a laptop's sleep: it will end.
-                if not wait:
-                    raise
-                time.sleep(1)
-            except UserError:
-                if not run.finished:  # by such a worker, just before we held the folder
-                    raise
-    finally:
-        _release_memory()
+    _release_memory()
+    while not run.finished:
+        try:
+            with run.claim(config):
+                train(config, run, report=False, callbacks=callbacks)
+        except BusyError:
+            # A worker that was taken for dead, as after a laptop's sleep: it will end.
+            if not wait:
+                raise
+            time.sleep(1)
+        except UserError:
+            if not run.finished:  # by such a worker, just before we held the folder
+                raise
     return float(run.metrics["val/acc"])
 
 
 def _release_memory() -> None:
-    """What the last run held must not be missing to the next."""
+    """What the last run held, an exception's frames too, must not be missing to the next."""
     gc.collect()
     if "torch" in sys.modules and (torch := sys.modules["torch"]).cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -183,7 +181,8 @@ def _confirm(search: Search) -> None:
     }
     while left := {key: task for key, task in left.items() if not task[0].finished}:
         busy = 0
-        for key, (run, config) in list(left.items()):
+        # What was begun comes last: it may be what kills us, and must not cost the others.
+        for key, (run, config) in sorted(left.items(), key=lambda item: item[0].exists()):
             try:
                 _run(config, run, wait=False)  # type: ignore[arg-type]
             except BusyError:
@@ -245,10 +244,9 @@ def conclude(search: Search) -> None:
         and not Run(search.folder / "confirm" / key.removeprefix("failed ")).finished
     }
     summary = _summary(search, trials, found, failures)
-    made = provenance()  # before there is a recipe, which no commit holds yet
     if found:
         summary.append(_write_recipe(search, found))
-    record = _record(search, trials, chosen, found, summary) | made
+    record = _record(search, trials, chosen, found, summary)
     _write(search.folder / "search.json", json.dumps(record, indent=2) + "\n")
     _write(
         search.folder / "search.html",
@@ -266,6 +264,7 @@ def _summary(
     """What the search did, why it ended, what more of it would bring, and what came out."""
     from optuna.trial import TrialState
 
+    from fashion.search_page import LEAST
     from fashion.study import completed, ended, finished, gain_of_second_half, origin, seconds
 
     done, best = finished(trials), completed(trials)
@@ -280,8 +279,8 @@ def _summary(
     lines.append(f"It ended because {why}." if why else "It was interrupted.")
     gain = gain_of_second_half(trials)
     lines.append(
-        "Going on: too few trials have been trained to the end to say what it would bring."
-        if gain is None
+        "Going on: there were too few trials to say what it would bring."
+        if gain is None or len(done) < LEAST
         else f"Going on: the second half of the trials raised the best by {100 * gain:.2f} points; "
         f"{len(done)} more can be expected to bring about as much, or less."
     )
@@ -369,7 +368,14 @@ def _record(
         },
         "winner": found and found.winner.name,
         "comparisons": found and [each._asdict() for each in found.table.comparisons],
+        **(_trained_by(search, found) if found else provenance()),
     }
+
+
+def _trained_by(search: Search, found: Verdict) -> dict[str, Any]:
+    """Versions, machine and commit that the winner was trained by; this command may be later."""
+    metrics = next(iter(search.confirm_runs(found.winner).values())).metrics
+    return {key: metrics.get(key) for key in ("versions", "machine", "commit", "clean")}
 
 
 def _write(path: Path, text: str) -> None:
@@ -383,18 +389,33 @@ def _write_recipe(search: Search, found: Verdict) -> str:
     text = _recipe(search, found)
     wanted = RECIPES / recipe
     try:
-        if wanted.exists() and WRITTEN not in wanted.read_text(encoding="utf-8"):
-            raise UserError(f"{wanted} is there already, and no search has written it.")  # noqa: TRY301
+        if wanted.exists() and _written(search) not in wanted.read_text(encoding="utf-8"):
+            raise UserError(f"{wanted} is there already, and this search has not written it.")  # noqa: TRY301
         _write(wanted, text)
     except UserError as error:
         obstacle = error
     else:
-        return f"Train it with: python -m fashion.train experiment={search.name}"
+        return f"Train it with: {_training(search)}"
     _write(search.folder / recipe, text)
     return (
         f"{obstacle} So the recipe lies in {search.folder / recipe}; where it stands in "
         "conf/experiment as NAME.yaml, experiment=NAME trains it."
     )
+
+
+def _written(search: Search) -> str:
+    return f"Written by python -m fashion.tune in {search.folder}"
+
+
+def _searchpath() -> list[str]:
+    """Where this search's configuration was looked for beside conf/, as an override."""
+    overrides = HydraConfig.get().overrides.hydra
+    return [each for each in overrides if each.partition("=")[0] == "hydra.searchpath"]
+
+
+def _training(search: Search) -> str:
+    words = [f"experiment={search.name}", *map(shlex.quote, _searchpath())]
+    return " ".join(["python -m fashion.train", *words])
 
 
 def _recipe(search: Search, found: Verdict) -> str:
@@ -403,14 +424,15 @@ def _recipe(search: Search, found: Verdict) -> str:
     with (
         contextlib.nullcontext() if there else initialize_config_dir(str(CONF), version_base="1.3")
     ):
-        usual = compose("train", return_hydra_config=True).hydra.runtime.choices
+        usual = compose("train", _searchpath(), return_hydra_config=True).hydra.runtime.choices
         choices = {
             group: choice
             for group, choice in HydraConfig.get().runtime.choices.items()
             if group in usual and "/" not in group and group != "experiment"
             if choice != usual[group]
         }
-        as_it_is = compose("train", [f"{group}={choice}" for group, choice in choices.items()])
+        chosen = [f"{group}={choice}" for group, choice in choices.items()]
+        as_it_is = compose("train", chosen + _searchpath())
     winner = found.winner.config.copy()
     for place in (*PLACES, "seed"):
         OmegaConf.update(winner, place, OmegaConf.select(as_it_is, place))
@@ -422,14 +444,14 @@ def _recipe(search: Search, found: Verdict) -> str:
     if not choices:
         del body["defaults"]
     row = found.table.rows[0]
-    machine = next(iter(search.confirm_runs(found.winner).values())).metrics.get("machine")
+    made = _trained_by(search, found)
     said = [
-        f"python -m fashion.train experiment={search.name}",
-        f"{row.parameters:,} parameters, {row.minutes:.1f} minutes on {machine}",
+        _training(search),
+        f"{row.parameters:,} parameters, {row.minutes:.1f} minutes on {made['machine']}",
         f"Search: {search.command()}",
         *_judgement(search, found)[:2],
         f"Being the highest of {len(found.table.rows)} means, it still flatters a little.",
-        f"{WRITTEN} at commit {provenance()['commit']}.",
+        f"{_written(search)}, trained at commit {made['commit']}.",
     ]
     header = "\n".join(["# @package _global_", *(f"# {line}" for line in said)])
     return f"{header}\n{OmegaConf.to_yaml(OmegaConf.create(body))}"
@@ -472,7 +494,7 @@ def _search(config: DictConfig) -> None:
         raise
     try:
         if config.worker is None:
-            supervise(search)
+            _supervise(search)
         else:
             work(search)
     except Interrupted as interrupted:
@@ -481,6 +503,17 @@ def _search(config: DictConfig) -> None:
         raise
     if PARENT not in os.environ:
         conclude(search)
+
+
+def _supervise(search: Search) -> None:
+    from fashion.study import completed
+
+    try:
+        supervise(search)
+    except UserError:  # the workers keep dying: what there is is not lost
+        if completed(search.drawn()):
+            conclude(search)
+        raise
 
 
 def _so_far(search: Search) -> list[str]:

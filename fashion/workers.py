@@ -1,5 +1,6 @@
 """The workers of a search as processes of their own, and what is shown while they work."""
 
+import contextlib
 import json
 import os
 import signal
@@ -26,11 +27,15 @@ def supervise(search: Search) -> None:
     Raises:
         UserError: all of them keep dying, and nothing is done.
     """
+    from optuna.exceptions import StorageInternalError
+
     workers = [_Worker(search, number) for number in range(search.config.workers)]
     display = _Display(search)
+    done = 0
     try:
         while running := [each for each in workers if not (each.finished or each.given_up)]:
-            done = display.update()
+            with contextlib.suppress(StorageInternalError):  # out of reach; perhaps for a moment
+                done = display.update()
             for worker in running:
                 worker.revive(done)
             time.sleep(0.5)

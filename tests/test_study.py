@@ -183,6 +183,46 @@ def test_when_the_first_ten_fail_for_one_reason_it_stops(tmp_path: Path) -> None
     assert study.doom(trials) is None
 
 
+def test_the_first_that_still_runs_may_save_the_others() -> None:
+    failed = [create_trial(state=TrialState.FAIL, user_attrs={"reason": "x"}) for _ in range(11)]
+    for number, trial in enumerate(failed):
+        trial.number = number
+    assert study.doom(failed) == "x"
+    failed[0].state = TrialState.RUNNING
+    assert study.doom(failed) is None
+
+
+def test_a_storage_out_of_reach_for_a_moment(tmp_path: Path) -> None:
+    """The trial goes on when it is taken for dead; nothing has failed."""
+    storage_error = study.StorageInternalError("An exception is raised during the commit.")
+    interrupted = stopping(5, storage_error)
+    trials = run(opened(tmp_path / "a.db"), 3, interrupted)
+    assert len(trials) == 3
+    assert all(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
+    assert len(opened(tmp_path / "a.db").trials) == 4
+
+
+def test_a_heartbeat_that_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raised, it would end the thread that beats."""
+    beat, missed = study.RDBStorage.record_heartbeat, []
+
+    def record(self: Any, trial_id: int) -> None:
+        if not missed:
+            missed.append(trial_id)
+            raise study.StorageInternalError
+        beat(self, trial_id)
+
+    monkeypatch.setattr(study.RDBStorage, "record_heartbeat", record)
+
+    def waiting(trial: Trial, number: int) -> float:
+        until(lambda: study.BEGAN in trial.study.trials[trial.number].user_attrs)
+        return quick(trial, number)
+
+    (trial,) = run(opened(tmp_path / "a.db"), 1, waiting)
+    assert trial.state == TrialState.COMPLETE
+    assert missed
+
+
 def finished(*values: float | None) -> list[FrozenTrial]:
     """Trials with these values; None for one that was pruned."""
     trials = []

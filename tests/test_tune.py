@@ -344,6 +344,63 @@ def test_a_folder_with_trials_of_another_study(search: Command, tmp_path: Path) 
     refused(search("a", "trials=1", "name=b"), "holds trials that b in")
 
 
+def test_the_verdict_trains_what_was_begun_last(
+    search: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be what kills us."""
+    order = []
+
+    def noted(config: DictConfig, run: Run, **more: Any) -> float | None:
+        order.append(run.folder.name)
+        return train(config, run, **more)
+
+    monkeypatch.setattr(tune, "train", noted)
+    (tmp_path / "a/confirm/tiny-0,seed-1").mkdir(parents=True)
+    assert search("a", "trials=1").status == 0
+    assert order == ["0", "tiny-0,seed-2", "tiny-0,seed-1"]
+
+
+def test_workers_that_died_cost_no_conclusion(
+    searched: tuple[Path, Path, str],
+    tiny_data: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, _, _ = searched
+
+    def dying(_: Search) -> None:
+        raise UserError("A worker died")
+
+    monkeypatch.setattr(tune, "supervise", dying)
+    done = command("tune", *overrides(tiny_data, folder))
+    refused(done, "A worker died")
+    assert "Winner: " in done.out
+
+
+def test_a_network_of_one_s_own(search: Command, tmp_path: Path, recipes: Path) -> None:
+    """Found by hydra.searchpath, as the space is; training the winner takes it too."""
+    (tmp_path / "conf/model").mkdir(parents=True)
+    (tmp_path / "conf/model/own.yaml").write_text("defaults: [mlp]\n")
+    done = search("a", "model=own", "trials=1", "confirm.seeds=1")
+    assert done.status == 0, done.err
+    command = f"python -m fashion.train experiment=tiny 'hydra.searchpath=[file://{tmp_path}/conf]'"
+    assert command in done.out
+    text = (recipes / "tiny.yaml").read_text()
+    assert f"# {command}\n" in text
+    assert "- override /model: own\n" in text
+
+
+def test_a_recipe_of_another_search_stays(search: Command, tmp_path: Path, recipes: Path) -> None:
+    one = ("trials=1", "confirm.seeds=1")
+    assert search("a", *one).status == 0
+    text = (recipes / "tiny.yaml").read_text()
+    done = search("b", *one, "optimizer.lr=0.002")
+    assert f"the recipe lies in {tmp_path}/b/tiny.yaml" in done.out
+    assert (recipes / "tiny.yaml").read_text() == text
+    done = search("a", "trials=2", "confirm.seeds=1")  # the same search, continued
+    assert "the recipe lies in" not in done.out
+
+
 def test_a_recipe_that_is_somebody_s_own_stays(
     search: Command, tmp_path: Path, recipes: Path
 ) -> None:
