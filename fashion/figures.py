@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from fashion.data import CLASSES
 from fashion.metrics import ClassScore, Reliability, accuracy_interval
@@ -27,6 +27,7 @@ ERRORS = LinearSegmentedColormap.from_list(
 )
 
 THIN = "\u202f"  # a narrow space at which no line breaks
+FEW = 4  # values of a parameter that stand side by side, whatever lies between them
 
 # Of one quantity, an epoch each; None or NaN where an epoch has none.
 Series = Sequence[int] | Sequence[float | None]
@@ -382,13 +383,17 @@ def search_slice(
     figure, axes = _chart(3.4, 2.6, name)
     axes.title.set_fontsize(9)
     y, ended = np.array(accuracies, dtype=float), np.array(whole, dtype=bool)
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+    numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in values)
+    words = [f"{value:g}" if numbers else str(value) for value in values]
+    ordered = sorted(zip(values if numbers else words, words, strict=True))
+    names = list(dict.fromkeys(word for _, word in ordered))
+    if numbers and len(names) > FEW:
         x = np.array(values, dtype=float)
         if log:
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(LogFormatter())
+            axes.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))
     else:
-        words = [str(value) for value in values]
-        names = sorted(set(words))
         x = np.array([names.index(word) for word in words], dtype=float)
         axes.set_xticks(range(len(names)), names)
         axes.set_xlim(-0.5, len(names) - 0.5)
@@ -466,7 +471,7 @@ def _chart(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     axes.spines["bottom"].set_color(FAINT)
     axes.grid(axis="y", color=FAINT, lw=0.6)
     axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelsize=9, labelcolor=MUTED)
+    axes.tick_params(which="both", length=0, labelsize=9, labelcolor=MUTED)
     for label in (axes.xaxis.label, axes.yaxis.label):
         label.set(color=MUTED, size=9)
     return figure, axes

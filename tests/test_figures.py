@@ -304,8 +304,14 @@ def test_importances_and_slices() -> None:
         "optimizer.lr", [0.1, 0.01, 0.02, 0.5, 1.0], accuracies, whole, log=True
     )
     assert rates.axes[0].get_xscale() == "log"
+    minor = rates.axes[0].xaxis.get_tick_params(which="minor")
+    assert minor["labelcolor"] == figures.MUTED
     assert rates.axes[0].get_ylim()[0] > 0.5  # what went astray does not press the others flat
     draw(rates)
     words = figures.search_slice("a", ["b", True, None, "b", "b"], accuracies, whole, log=False)
     assert [text.get_text() for text in words.axes[0].get_xticklabels()] == ["None", "True", "b"]
     draw(words)
+    few = figures.search_slice("a", [64, 128, 32, 64, 32], accuracies, whole, log=True)
+    assert few.axes[0].get_xscale() == "linear"
+    assert [text.get_text() for text in few.axes[0].get_xticklabels()] == ["32", "64", "128"]
+    draw(few)
