@@ -167,7 +167,7 @@ def test_the_recipe_is_the_winner(searched: tuple[Path, Path, str], tmp_path: Pa
     folder, recipe, printed = searched
     assert "python -m fashion.train experiment=tiny" in printed
     text = recipe.read_text()
-    assert text.startswith("# @package _global_\n# python -m fashion.train experiment=tiny\n")
+    assert text.startswith("# @package _global_\n# python -m fashion.train experiment=tiny ")
     assert "# Search: python -m fashion.tune " in text
     assert "fresh seeds" in text
     record = json.loads((folder / "search.json").read_text())
