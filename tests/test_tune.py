@@ -15,6 +15,7 @@ import pytest
 from conftest import Command, Outcome, tiny_overrides
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 from test_train import python, state
 
@@ -167,7 +168,9 @@ def test_the_recipe_is_the_winner(searched: tuple[Path, Path, str], tmp_path: Pa
     folder, recipe, printed = searched
     assert "python -m fashion.train experiment=tiny" in printed
     text = recipe.read_text()
-    assert text.startswith("# @package _global_\n# python -m fashion.train experiment=tiny ")
+    path = f"'hydra.searchpath=[file://{folder.parent}/conf]'"
+    first = f"# python -m fashion.train experiment=tiny {path}\n"
+    assert text.startswith(f"# @package _global_\n{first}")
     assert "# Search: python -m fashion.tune " in text
     assert "fresh seeds" in text
     record = json.loads((folder / "search.json").read_text())
@@ -510,11 +513,19 @@ def test_workers_as_a_launcher_starts_them(
 def test_workers_that_keep_dying(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statuses: tuple[int, int]
 ) -> None:
-    """One is given up while another works; when none works, the search says why."""
+    """One is given up while another works; when none works, the search says why.
+
+    The storage is out of reach at first, which ends nothing.
+    """
 
     class Display:
+        unreachable = True
+
         def __init__(self, search: Any) -> None: ...
         def update(self) -> int:
+            if self.unreachable:
+                self.unreachable = False
+                raise StorageInternalError
             return 0
 
         def close(self) -> None: ...
