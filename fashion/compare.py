@@ -20,13 +20,12 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from omegaconf import OmegaConf
 
-from fashion import UserError
-from fashion.command import clear_errors
-from fashion.files import replacing
-from fashion.run import PLACES, VIEWS, Predictions, Run, common_predictions, listed
+from fashion.errors import UserError, cli_errors
+from fashion.runs.files import atomic_write
+from fashion.runs.run import METADATA_KEYS, TTA, Predictions, Run, common_predictions, listed
 
 # What two runs of one recipe may differ in. `test` reads the test set when training is over.
-NOT_THE_RECIPE = (*PLACES, "hydra", "seed", "test")
+NOT_THE_RECIPE = (*METADATA_KEYS, "hydra", "seed", "test")
 
 OVER_SEEDS = "bootstrap over seeds and images"
 OVER_IMAGES = "McNemar's exact test, bootstrap over images"
@@ -187,7 +186,7 @@ def _baseline(groups: list[Group], name: str | None) -> Group:
 
 
 def _row(group: Group) -> Row:
-    from fashion.metrics import seed_interval
+    from fashion.report.metrics import seed_interval
 
     accuracies = [100 * accuracy for accuracy in group.accuracies]
     over_seeds = seed_interval(accuracies)
@@ -214,7 +213,7 @@ def _reported(run: Run, key: str) -> float:
 def _comparisons(
     labels: Int64[np.ndarray, " n"], others: list[Group], base: Group
 ) -> list[Comparison]:
-    from fashion.metrics import bootstrap_difference, holm, mcnemar
+    from fashion.report.metrics import bootstrap_difference, holm, mcnemar
 
     found = []
     for group in others:
@@ -235,7 +234,7 @@ def _comparisons(
 
 
 def _notes_on_rows(groups: list[Group], images: int) -> Iterator[str]:
-    from fashion.metrics import accuracy_interval
+    from fashion.report.metrics import accuracy_interval
 
     correct = round(float(np.mean(groups[0].accuracies)) * images)
     low, high = (100 * bound for bound in accuracy_interval(correct, images))
@@ -260,7 +259,7 @@ def _notes_on_comparisons(
         yield (
             "Difference between groups: 95 % interval and p-value by a bootstrap over seeds and "
             "images together, widened as Student's t is for few seeds "
-            "(fashion.metrics.bootstrap_difference)."
+            "(fashion.report.metrics.bootstrap_difference)."
         )
         if any(len(group.runs) == 1 for group in groups):
             yield "A single run against several is taken to vary over seeds as those do."
@@ -370,19 +369,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--split", choices=("val", "test"), default="val")
     parser.add_argument(
-        "--views", choices=VIEWS, default="single", help="mirrored: as fashion.evaluate made them"
+        "--views", choices=TTA, default="single", help="mirrored: as fashion.evaluate made them"
     )
     parser.add_argument("--baseline", metavar="NAME", help="a row's name (default: the best)")
     parser.add_argument("--format", choices=RENDERERS, default="markdown")
     parser.add_argument("--output", type=Path, metavar="FILE", help="instead of the terminal")
     options = parser.parse_args(arguments)
-    with clear_errors():
+    with cli_errors():
         table = compare(options.paths, options.split, options.baseline, options.views)
         text = RENDERERS[options.format](table)
         if options.output is None:
             print(text, end="")
             return
-        with replacing(options.output) as file:
+        with atomic_write(options.output) as file:
             file.write(text.encode())
 
 

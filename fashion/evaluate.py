@@ -15,11 +15,12 @@ from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fashion import UserError, idx, schema
-from fashion.command import clear_errors
-from fashion.files import replacing
-from fashion.run import (
-    VIEWS,
+from fashion import config as schema
+from fashion.data import download as idx
+from fashion.errors import UserError, cli_errors
+from fashion.runs.files import atomic_write
+from fashion.runs.run import (
+    TTA,
     Predictions,
     Run,
     common_predictions,
@@ -28,7 +29,7 @@ from fashion.run import (
 )
 
 if TYPE_CHECKING:
-    from fashion.data import FashionMNIST
+    from fashion.data.datamodule import FashionMNIST
 
 SPLITS = {"val": "Validation", "test": "Test"}
 
@@ -60,8 +61,8 @@ def evaluate(
     Raises:
         UserError: the run cannot be rebuilt, its folder not written, or the data not read.
     """
-    from fashion import metrics
-    from fashion.classifier import answer, load_classifier, predict
+    from fashion.report import metrics
+    from fashion.training.classifier import answer, load_classifier, predict
 
     data.setup("test" if split == "test" else "validate")
     pictures, classifier = getattr(data, split), load_classifier(run)
@@ -84,15 +85,15 @@ def evaluate(
 
 
 def _mirrored(predictions: Predictions) -> dict[str, float]:
-    from fashion import metrics
+    from fashion.report import metrics
 
     scores = metrics.scores(*predictions)
     return {f"acc_mirrored{bound}": scores[f"acc{bound}"] for bound in ("", "_low", "_high")}
 
 
 def _by_class(predictions: Predictions) -> dict[str, float]:
-    from fashion import metrics
-    from fashion.data import CLASSES
+    from fashion.data.datamodule import CLASSES
+    from fashion.report import metrics
 
     numbers: dict[str, float] = {}
     for score in metrics.class_scores(*predictions):
@@ -119,7 +120,7 @@ def ensemble(runs: Sequence[Run], split: str, views: str) -> dict[str, Any]:
     """
     import numpy as np
 
-    from fashion import metrics
+    from fashion.report import metrics
 
     def mean(views: str) -> Predictions:
         answers = list(common_predictions(runs, split, views).values())
@@ -141,8 +142,8 @@ def write_report(run: Run, split: str, data: "FashionMNIST") -> None:
     import numpy as np
     from omegaconf import OmegaConf
 
-    from fashion import figures, metrics
-    from fashion.report import page
+    from fashion.report import figures, metrics
+    from fashion.report.page import page
 
     labels, probabilities = run.predictions(split)
     pictures = getattr(data, split)
@@ -214,7 +215,7 @@ def _data(run: Run) -> "FashionMNIST":
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    from fashion.data import FashionMNIST
+    from fashion.data.datamodule import FashionMNIST
 
     section = run.config.data
     try:
@@ -238,13 +239,13 @@ def main() -> None:
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
     parser.add_argument("--split", choices=SPLITS, default="val")
-    parser.add_argument("--views", choices=VIEWS, default="single")
+    parser.add_argument("--views", choices=TTA, default="single")
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="the ensemble's numbers, as JSON"
     )
     arguments = parser.parse_args()
     split, views = arguments.split, arguments.views
-    with clear_errors():
+    with cli_errors():
         runs = list({path.resolve(): Run.open(path) for path in arguments.runs}.values())
         if arguments.output and len(runs) == 1:
             parser.error("--output is for the numbers of an ensemble, of several runs")
@@ -255,7 +256,7 @@ def main() -> None:
         if split == "val":
             refuse_other_splits(runs)
 
-        from fashion.trainer import prepare_process
+        from fashion.training.process import prepare_process
 
         prepare_process()
         for run in runs:
@@ -272,7 +273,7 @@ def main() -> None:
             numbers = ensemble(runs, split, views)
             print(f"Ensemble of these {len(runs)}\n  {summary(numbers, split)}")
             if arguments.output:
-                with replacing(arguments.output) as file:
+                with atomic_write(arguments.output) as file:
                     file.write((json.dumps(numbers, indent=2) + "\n").encode())
 
 

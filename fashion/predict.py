@@ -21,10 +21,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from fashion import UserError
-from fashion.command import clear_errors
-from fashion.files import replacing
-from fashion.run import Run
+from fashion.errors import UserError, cli_errors
+from fashion.runs.files import atomic_write
+from fashion.runs.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,7 +76,7 @@ def look(path: Path) -> View:
     Raises:
         UserError: naming the file; see `photo.read` and `photo.prepare`.
     """
-    from fashion import photo
+    from fashion.data import photo
 
     picture = photo.read(path)
     try:
@@ -97,8 +96,10 @@ def predict(run: Run, images: UInt8[np.ndarray, "n 28 28"]) -> list[Answer]:
     """
     import torch
 
-    from fashion import classifier, metrics, photo
-    from fashion.data import CLASSES
+    from fashion.data import photo
+    from fashion.data.datamodule import CLASSES
+    from fashion.report import metrics
+    from fashion.training import classifier
 
     temperature = run.metrics.get("val/temperature")
     if temperature is None:
@@ -121,7 +122,7 @@ def photo_figure(views: Sequence[View], answers: Sequence[Answer]) -> "Figure":
     """One row a photo: the photo, what the network sees of it, the likeliest classes."""
     from matplotlib.figure import Figure
 
-    from fashion.figures import ACCENT, FAINT, INK, MUTED, PAPER
+    from fashion.report.figures import ACCENT, FAINT, INK, MUTED, PAPER
 
     head, row = 0.45, 2.0  # inches
     height = head + row * len(views)
@@ -165,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.save and len(options.photos) > DRAWN:
         parser.error(f"--save draws {DRAWN} photos at most; there are {len(options.photos)}")
-    with clear_errors():
+    with cli_errors():
         run = Run.open(options.run)
         views, errors = {}, {}
         for path in options.photos:
@@ -232,7 +233,7 @@ def _document(
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    with replacing(path) as file, warnings.catch_warnings():
+    with atomic_write(path) as file, warnings.catch_warnings():
         # A file's name may hold letters that matplotlib's font lacks: it draws a box for each.
         warnings.filterwarnings("ignore", "Glyph")
         figure.savefig(file, format="png", dpi=150)

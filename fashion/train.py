@@ -18,17 +18,26 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fashion import DivergenceError, UserError, idx, schema
-from fashion.command import Interrupted, clear_errors, message, mistake, postponed
+from fashion import config as schema
+from fashion.data import download as idx
+from fashion.errors import (
+    DivergenceError,
+    Interrupted,
+    UserError,
+    cli_errors,
+    deferred_signals,
+    innermost,
+    message,
+)
 from fashion.evaluate import SPLITS, evaluate, summary, write_report
-from fashion.run import PLACES, Run, provenance
+from fashion.runs.run import METADATA_KEYS, Run, provenance
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
 
-    from fashion.classifier import Classifier
-    from fashion.data import FashionMNIST
-    from fashion.trainer import EventLogger
+    from fashion.data.datamodule import FashionMNIST
+    from fashion.training.classifier import Classifier
+    from fashion.training.process import EventLogger
 
 ABSENT = object()
 CONF = Path(__file__).parent.parent / "conf"
@@ -42,7 +51,7 @@ SETTINGS = {
     "callbacks": dict[str, dict[str, Any] | None],
     "seed": schema.Seed,
     "resume": str | None,
-    "label_smoothing": schema.Share,
+    "label_smoothing": schema.Fraction,
     "checkpoint": Literal["best", "last"],
     "test": bool,
     "report": bool | None,
@@ -97,9 +106,9 @@ def train(
     import torch
     from hydra.utils import instantiate
 
-    from fashion.callbacks import Checkpoints, EpochSeed, SafePoints, Stopwatch
-    from fashion.classifier import Classifier, read_checkpoint
-    from fashion.trainer import prepare_process, return_freed_memory
+    from fashion.training.callbacks import Checkpoints, EpochSeed, InterruptBetweenBatches, Timing
+    from fashion.training.classifier import Classifier, read_checkpoint
+    from fashion.training.process import prepare_process, return_freed_memory
 
     made = provenance()  # before anyone can change the code that is at work
     prepare_process()
@@ -120,17 +129,17 @@ def train(
     classifier.configure_optimizers()
     before = run.last_checkpoint if run.last_checkpoint.exists() else None
     steps_before = read_checkpoint(before)["global_step"] if before else 0
-    stopwatch = Stopwatch()
+    stopwatch = Timing()
     validates = bool(config.data.val_size)
     checkpoints = Checkpoints(run, validates=validates)
     configured = [instantiate(callback) for callback in config.callbacks.values() if callback]
     try:
-        with postponed() as signals:
+        with deferred_signals() as signals:
             trainer = instantiate(
                 config.trainer,
                 run,
                 [
-                    SafePoints(signals.listen, signals.raise_noted),
+                    InterruptBetweenBatches(signals.listen, signals.raise_noted),
                     EpochSeed(config.seed),
                     stopwatch,
                     *configured,
@@ -197,10 +206,10 @@ def _write_results(
     data: "FashionMNIST",
 ) -> None:
     """Finish the run: metrics.json, and what TensorBoard shows beside the curves."""
-    from fashion import board
-    from fashion.classifier import load_classifier
+    from fashion.report import tensorboard as board
+    from fashion.training.classifier import load_classifier
 
-    with postponed():
+    with deferred_signals():
         # HPARAMS: what the run was given beside what it reports, without the single classes.
         # Accuracy comes first, since of many columns TensorBoard shows five.
         logger.log_hyperparams(
@@ -250,10 +259,10 @@ def _job(config: DictConfig) -> float | None:
     except Exception as error:  # one failing run must not cost the others
         _remove_if_empty(run.folder)
         if not alone and "BasicLauncher" not in HydraConfig.get().launcher._target_:
-            raise mistake(error) from error  # a cluster's job: Hydra brings it back to `main`
+            raise innermost(error) from error  # a cluster's job: Hydra brings it back to `main`
         # Raised again when Hydra is done, which would print a line of its own before the message.
-        FAILURES[None if alone else run.folder] = mistake(error)
-        if not alone and not isinstance(mistake(error), UserError):
+        FAILURES[None if alone else run.folder] = innermost(error)
+        if not alone and not isinstance(innermost(error), UserError):
             traceback.print_exc()
         return None
 
@@ -317,7 +326,7 @@ def _to_resume(config: DictConfig, overrides: Sequence[str]) -> tuple[Run, DictC
             continue
         given, kept = (OmegaConf.select(each, key, default=ABSENT) for each in (config, own))
         longer = key == "trainer.max_epochs" and given > kept
-        if key in PLACES or longer:
+        if key in METADATA_KEYS or longer:
             OmegaConf.update(merged, key, given)
         elif given is ABSENT or given != kept:
             differences.append(f"  {override.input_line}")
@@ -334,7 +343,7 @@ def _to_resume(config: DictConfig, overrides: Sequence[str]) -> tuple[Run, DictC
                 f"{run.folder} is finished: it stopped early, after {epochs} epochs, so that more "
                 "of them would not be used."
             )
-        from fashion.classifier import read_checkpoint
+        from fashion.training.classifier import read_checkpoint
 
         read_checkpoint(run.last_checkpoint)  # now: once it is claimed, the run is unfinished
     return run, merged
@@ -370,11 +379,11 @@ FAILURES: dict[Path | None, Exception] = {}  # by run folder; None for a run tha
 
 def main() -> None:
     FAILURES.clear()
-    with clear_errors():
+    with cli_errors():
         try:
             _job()
         except Exception as error:  # a run's own is in FAILURES: this one is the command line's
-            raise UserError(message(mistake(error))) from error
+            raise UserError(message(innermost(error))) from error
         if None in FAILURES:
             raise FAILURES[None]
         if FAILURES:

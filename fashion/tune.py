@@ -35,15 +35,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fashion import UserError, schema
-from fashion.command import Interrupted, clear_errors, message, mistake
+from fashion import config as schema
 from fashion.compare import Table, compare, render_markdown
-from fashion.files import replacing
-from fashion.run import PLACES, BusyError, Run, provenance
-from fashion.search import PARENT, Candidate, Search, plain
-from fashion.space import Space
+from fashion.errors import Interrupted, UserError, cli_errors, innermost, message
+from fashion.runs.files import atomic_write
+from fashion.runs.run import METADATA_KEYS, BusyError, Run, provenance
+from fashion.search.search import PARENT, Candidate, Search, plain
+from fashion.search.space import Space
+from fashion.search.workers import count, duration, end_with_parent, percent, supervise
 from fashion.train import CONF, SETTINGS, check, train
-from fashion.workers import count, duration, end_with_parent, per_cent, supervise
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
@@ -53,8 +53,8 @@ SEARCH_SETTINGS: dict[str, Any] = {
     "search": dict[str, dict[str, Any]],
     "folder": str,
     "trials": schema.PositiveInt,
-    "hours": schema.Rate | None,
-    "improvement": dict[str, schema.NonNegative] | None,
+    "hours": schema.PositiveFloat | None,
+    "improvement": dict[str, schema.NonNegativeFloat] | None,
     "pruning": dict[str, schema.PositiveInt] | None,
     "confirm": dict[str, schema.NonNegativeInt],
     "workers": schema.PositiveInt,
@@ -78,7 +78,11 @@ def checked(config: DictConfig) -> Search:
         ("resume", config.resume is not None, "a search goes on by its own command."),
         ("trainer.devices", config.trainer.devices > 1, "a trial runs on one; see workers."),
         ("data.val_size", not config.data.val_size, "a search needs pictures held out."),
-        ("pruning.factor", (config.pruning or {}).get("factor") == 1, "it must be 2 or more."),
+        (
+            "pruning.reduction_factor",
+            (config.pruning or {}).get("reduction_factor") == 1,
+            "it must be 2 or more.",
+        ),
         ("confirm.top", not config.confirm.top, "it must be 1 or more."),
     ):
         if wrong:
@@ -96,7 +100,7 @@ def checked(config: DictConfig) -> Search:
 
 def work(search: Search) -> None:
     """Run trials until the search is over, then what is left of the verdict."""
-    from fashion.study import SILENCE, doom, run_trials
+    from fashion.search.study import MISSED_HEARTBEATS, abort_reason, run_trials
 
     run_trials(
         search.study,
@@ -104,10 +108,10 @@ def work(search: Search) -> None:
         search.limits(),
         deadline=search.deadline,
         first=search.first,
-        silence=SILENCE * search.config.heartbeat,
+        silence=MISSED_HEARTBEATS * search.config.heartbeat,
     )
     search.note_time()
-    if not doom(search.drawn(search.first)):
+    if not abort_reason(search.drawn(search.first)):
         _confirm(search)
 
 
@@ -115,8 +119,8 @@ def _trial(search: Search, trial: "Trial", number: int) -> float:
     """One trial's value: the reported checkpoint's validation accuracy, 0..1."""
     from optuna import TrialPruned
 
-    from fashion.callbacks import EpochReport
-    from fashion.study import Over
+    from fashion.search.study import TimeBudgetExceeded
+    from fashion.training.callbacks import OptunaPruning
 
     config = search.trial_config(number, search.space.suggest(trial))
     (this,) = (t for t in trial.study.get_trials(deepcopy=False) if t.number == trial.number)
@@ -132,10 +136,10 @@ def _trial(search: Search, trial: "Trial", number: int) -> float:
 
     def before_step() -> None:
         if search.deadline is not None and time.time() >= search.deadline:
-            raise Over
+            raise TimeBudgetExceeded
 
     run = search.trial_run(number)
-    value = _run(config, run, EpochReport(report, before_epoch, before_step))
+    value = _run(config, run, OptunaPruning(report, before_epoch, before_step))
     for key in ("best_epoch", "epochs", "parameters", "seconds"):
         trial.set_user_attr(key, run.metrics.get(key))
     return value
@@ -172,7 +176,7 @@ def _release_memory() -> None:
 
 def _confirm(search: Search) -> None:
     """Train what the verdict lacks, beside other processes that do the same."""
-    from fashion.study import describe
+    from fashion.search.study import describe
 
     left = {
         run.folder: (run, OmegaConf.merge(candidate.config, {"seed": seed}))
@@ -226,11 +230,11 @@ def conclude(search: Search) -> None:
     Raises:
         UserError: all trials failed for one reason.
     """
-    from fashion import search_page
-    from fashion.study import doom
+    from fashion.search import page as search_page
+    from fashion.search.study import abort_reason
 
     trials = search.drawn()
-    if why := doom(search.drawn(search.first)):
+    if why := abort_reason(search.drawn(search.first)):
         raise UserError(
             f"The search has stopped: its first trials failed, all for one reason.\n  {why}\n"
             "When that is mended, the same command goes on with new trials; these count as done."
@@ -264,8 +268,15 @@ def _summary(
     """What the search did, why it ended, what more of it would bring, and what came out."""
     from optuna.trial import TrialState
 
-    from fashion.search_page import LEAST
-    from fashion.study import completed, ended, finished, gain_of_second_half, origin, seconds
+    from fashion.search.page import LEAST
+    from fashion.search.study import (
+        completed,
+        ended,
+        finished,
+        gain_of_second_half,
+        origin,
+        seconds,
+    )
 
     done, best = finished(trials), completed(trials)
     states = [trial.state for trial in done]
@@ -287,7 +298,7 @@ def _summary(
     if not best:
         return [*lines, "No trial was trained to its end, so that there is nothing to choose."]
     lines.append(
-        f"The search's own best: {per_cent(best[0].value)}, trial {origin(best[0])}; being the "
+        f"The search's own best: {percent(best[0].value)}, trial {origin(best[0])}; being the "
         f"highest of {len(done)}, it flatters."
     )
     lines += [f"Not trained: {name}: {text}" for name, text in failures.items()]
@@ -305,7 +316,7 @@ def _judgement(search: Search, found: Verdict) -> list[str]:
     seeds = count(row.n, "fresh seed")
     winner = (
         f"Winner: trial {found.winner.trial}, {row.accuracy:.2f} %{over} on {seeds}; the search "
-        f"had measured {per_cent(found.winner.found)}."
+        f"had measured {percent(found.winner.found)}."
     )
     lines = [winner]
     if found.start is None:
@@ -338,7 +349,7 @@ def _record(
     summary: list[str],
 ) -> dict[str, Any]:
     """Every number of the search."""
-    from fashion.study import origin, reason, seconds
+    from fashion.search.study import origin, reason, seconds
 
     return {
         "command": search.command(),
@@ -379,7 +390,7 @@ def _trained_by(search: Search, found: Verdict) -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode())
 
 
@@ -434,7 +445,7 @@ def _recipe(search: Search, found: Verdict) -> str:
         chosen = [f"{group}={choice}" for group, choice in choices.items()]
         as_it_is = compose("train", chosen + _searchpath())
     winner = found.winner.config.copy()
-    for place in (*PLACES, "seed"):
+    for place in (*METADATA_KEYS, "seed"):
         OmegaConf.update(winner, place, OmegaConf.select(as_it_is, place))
     body: dict[str, Any] = {
         "defaults": [{f"override /{group}": choice} for group, choice in choices.items()],
@@ -479,7 +490,7 @@ def _job(config: DictConfig) -> None:
     try:
         _search(config)
     except Exception as error:  # noqa: BLE001 - raised when Hydra is done, which would print too
-        FAILURES.append(mistake(error))
+        FAILURES.append(innermost(error))
 
 
 def _search(config: DictConfig) -> None:
@@ -506,7 +517,7 @@ def _search(config: DictConfig) -> None:
 
 
 def _supervise(search: Search) -> None:
-    from fashion.study import completed
+    from fashion.search.study import completed
 
     try:
         supervise(search)
@@ -517,11 +528,11 @@ def _supervise(search: Search) -> None:
 
 
 def _so_far(search: Search) -> list[str]:
-    from fashion.study import completed, finished, origin
+    from fashion.search.study import completed, finished, origin
 
     trials = search.drawn()
     best = completed(trials)[:1]
-    record = f", the best {per_cent(best[0].value)} (trial {origin(best[0])})" if best else ""
+    record = f", the best {percent(best[0].value)} (trial {origin(best[0])})" if best else ""
     return [
         f"So far {count(len(finished(trials)), 'trial')}{record}, in {search.folder}.",
         "The same command continues.",
@@ -533,13 +544,13 @@ FAILURES: list[Exception] = []
 
 def main() -> None:
     FAILURES.clear()
-    with clear_errors():
+    with cli_errors():
         if PARENT in os.environ:
             end_with_parent()
         try:
             _job()
         except Exception as error:  # the command line's
-            raise UserError(message(mistake(error))) from error
+            raise UserError(message(innermost(error))) from error
         if FAILURES:
             raise FAILURES[0]
 

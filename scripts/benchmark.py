@@ -50,11 +50,11 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.classification import MulticlassAccuracy
 
-from fashion.callbacks import Checkpoints, EpochSeed, Stopwatch
-from fashion.classifier import Classifier
-from fashion.run import Run, provenance
+from fashion.runs.run import Run, provenance
 from fashion.train import CONF
-from fashion.trainer import prepare_process, quieten
+from fashion.training.callbacks import Checkpoints, EpochSeed, Timing
+from fashion.training.classifier import Classifier
+from fashion.training.process import prepare_process, quieten
 
 BATCH_SIZE = 32  # the deck's
 EPOCHS = 1000  # for augmentation, which in a short training would erase nothing
@@ -182,7 +182,7 @@ def wired(variant: str, *callbacks: Callback) -> Iterator[tuple[pl.Trainer, Clas
 
 def ours(variant: str, images: int) -> float:
     clock = Clock(images)
-    with wired(variant, Stopwatch(), clock) as (trainer, classifier, data):
+    with wired(variant, Timing(), clock) as (trainer, classifier, data):
         trainer.fit(classifier, datamodule=data)
     return clock.rate
 

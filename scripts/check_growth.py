@@ -22,7 +22,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from fashion import train
-from fashion.run import provenance
+from fashion.runs.run import provenance
 
 SETTLED = 5  # runs, after which everything is loaded
 MOST = {"bytes": 1_500_000, "open_files": 0, "threads": 0}  # more, a run

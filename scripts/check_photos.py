@@ -2,7 +2,7 @@
 
     python scripts/check_photos.py RUN [--count 1000] [--data data]
 
-Test pictures are disguised as a person's photos, turned back by `fashion.photo`, and answered
+Test pictures are disguised as a person's photos, turned back by `fashion.data.photo`, and answered
 beside the originals. How photos are turned back was settled on training pictures.
 
 Writes results/photos.json.
@@ -20,10 +20,11 @@ from hydra.utils import instantiate
 from jaxtyping import UInt8
 from PIL import Image, __version__
 
-from fashion import metrics, photo
-from fashion.classifier import load_classifier, predict
-from fashion.command import clear_errors
-from fashion.run import Run, provenance
+from fashion.data import photo
+from fashion.errors import cli_errors
+from fashion.report import metrics
+from fashion.runs.run import Run, provenance
+from fashion.training.classifier import load_classifier, predict
 
 SEED = 0
 RESULTS = Path("results/photos.json")
@@ -96,7 +97,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000, help="test pictures (default: 1000)")
     parser.add_argument("--data", type=Path, default=Path("data"), help="the data folder")
     options = parser.parse_args()
-    with clear_errors():
+    with cli_errors():
         result = check(Run.open(options.run), options.count, options.data)
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

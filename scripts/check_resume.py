@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fashion.run import Run, provenance
+from fashion.runs.run import Run, provenance
 
 TRAINING = (
     "model=best",
@@ -62,7 +62,7 @@ def content(folder: Path) -> dict[str, Any]:
     }
     for path in (run.best_checkpoint, run.last_checkpoint):
         checkpoint = torch.load(path, weights_only=True)
-        stopwatch = checkpoint["callbacks"]["Stopwatch"]
+        stopwatch = checkpoint["callbacks"]["Timing"]
         for key in ("seconds", "training_seconds"):
             del stopwatch[key]
         found[path.name] = checkpoint

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
-from fashion.run import Run, provenance
-from fashion.study import KILLED, REASON, SURPLUS, distinct, open_study, origin
+from fashion.runs.run import Run, provenance
+from fashion.search.study import KILLED, OVERSHOOT, REASON, distinct, open_study, origin
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("worker", "command", "everything")
@@ -40,7 +40,7 @@ model.network.dropout: {float: [0.0, 0.7], when: {model.network.dense.length: 1}
 TRAINING = (
     *("model=mlp", "data.batch_size=64", "trainer.max_epochs=3", "trainer.accelerator=cpu"),
     *("trainer.limit_train_batches=300", "trainer.limit_val_batches=8", "search=killed"),
-    *("workers=2", "heartbeat=1", "improvement=null", "pruning.first_epoch=2", "confirm.seeds=0"),
+    *("workers=2", "heartbeat=1", "improvement=null", "pruning.min_resource=2", "confirm.seeds=0"),
 )
 MANY = 10_000  # trials: the last kill too finds something to do
 Finished = dict[int, tuple[str, float | None, str]]
@@ -200,7 +200,7 @@ def check(folder: Path, kills: int, trials: int, end: float) -> tuple[dict[str, 
     summary = {
         "kills": rows,
         "trials": len(last),
-        "attempts": sum(trial.user_attrs.get(REASON) != SURPLUS for trial in every),
+        "attempts": sum(trial.user_attrs.get(REASON) != OVERSHOOT for trial in every),
         "finished_before_a_kill": len(seen),
         "failed": [t.user_attrs.get(REASON, KILLED) for t in last if t.state == TrialState.FAIL],
         "faults": found,

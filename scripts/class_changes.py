@@ -4,7 +4,7 @@
 
 Reads the runs of `scripts/reproduce ladder` and `record`; writes results/classes.json, and
 results/classes.md, the same as a table: each class's recall before and after, the difference with
-the interval of `fashion.metrics.bootstrap_difference`, and its p-value corrected for ten classes.
+the interval of `fashion.report.metrics.bootstrap_difference`, and its p-value corrected for ten classes.
 """
 
 import json
@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fashion import UserError, metrics
-from fashion.command import clear_errors
-from fashion.data import CLASSES
-from fashion.files import replacing
-from fashion.run import Run
+from fashion.data.datamodule import CLASSES
+from fashion.errors import UserError, cli_errors
+from fashion.report import metrics
+from fashion.runs.files import atomic_write
+from fashion.runs.run import Run
 
 RESULTS = Path("results")
 BEFORE = (Path("logs/ladder"), "best")
@@ -78,7 +78,7 @@ def changes() -> list[Change]:
 
 
 def main() -> None:
-    with clear_errors():
+    with cli_errors():
         rows = changes()
         header = f"| class | {BEFORE[1]}: recall, % | {AFTER[1]}: recall, % | points |"
         lines = [
@@ -86,9 +86,9 @@ def main() -> None:
             "| --- | --: | --: | --: | --: | --: |",
             *map(str, rows),
         ]
-        with replacing(RESULTS / "classes.json") as file:
+        with atomic_write(RESULTS / "classes.json") as file:
             file.write((json.dumps([row._asdict() for row in rows], indent=2) + "\n").encode())
-        with replacing(RESULTS / "classes.md") as file:
+        with atomic_write(RESULTS / "classes.md") as file:
             file.write(("\n".join(lines) + "\n").encode())
         print("\n".join(lines))
 

@@ -4,7 +4,7 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-from fashion import figures
+from fashion.report import figures
 
 RESULTS = Path("results")
 FOLDERS = ("fast", "record", "dial")

@@ -25,8 +25,10 @@ with atheris.instrument_imports():
     import numpy as np
     from PIL import Image, ImageDraw
 
-    from fashion import UserError, idx, photo
-    from fashion.run import Run
+    from fashion.data import download as idx
+    from fashion.data import photo
+    from fashion.errors import UserError
+    from fashion.runs.run import Run
 
 SCRATCH = Path(tempfile.mkdtemp(prefix="fuzz-"))
 
@@ -91,7 +93,7 @@ def photos() -> list[bytes]:
 def files_of_a_run() -> list[bytes]:
     answers = io.BytesIO()
     np.savez(answers, labels=np.arange(3), probabilities=np.full((3, 10), 0.1, np.float32))
-    data = "_target_: fashion.data.FashionMNIST, root: data, batch_size: 32, val_size: 3"
+    data = "_target_: fashion.data.datamodule.FashionMNIST, root: data, batch_size: 32, val_size: 3"
     config = f"seed: 0\ndata: {{{data}, split_seed: 0, official: true}}\n"
     metrics = json.dumps({"val/acc": 0.9, "seconds": 3.5, "versions": {"numpy": "2"}})
     return [b"\0" + config.encode(), b"\1" + metrics.encode(), b"\2" + answers.getvalue()]

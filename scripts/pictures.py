@@ -15,11 +15,11 @@ from typing import Any
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
 
-from fashion import UserError, figures, metrics
-from fashion.command import clear_errors
 from fashion.compare import Comparison, Table, compare
-from fashion.files import replacing
-from fashion.run import Run
+from fashion.errors import UserError, cli_errors
+from fashion.report import figures, metrics
+from fashion.runs.files import atomic_write
+from fashion.runs.run import Run
 
 PICTURES = Path("results/pictures")
 BEST = "best"  # the deck's
@@ -76,7 +76,7 @@ def _said(step: Comparison) -> str:
 
 
 def write(name: str, figure: Figure) -> None:
-    with replacing(PICTURES / f"{name}.png") as file:
+    with atomic_write(PICTURES / f"{name}.png") as file:
         figure.savefig(file, format="png", dpi=120)
 
 
@@ -86,7 +86,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="of the ladder's runs")
     folder = parser.parse_args().folder
-    with clear_errors():
+    with cli_errors():
         table = compare([folder])
         found = steps(folder, table)
         for name, figure in (deck(folder) | {"ladder": ladder(table, found)}).items():
@@ -95,7 +95,7 @@ def main() -> None:
             {"from": below.name, **step._asdict()}
             for below, step in zip(table.rows[1:], found, strict=True)
         ]
-        with replacing(PICTURES / "steps.json") as file:
+        with atomic_write(PICTURES / "steps.json") as file:
             file.write((json.dumps(raw, indent=2) + "\n").encode())
         print(f"Written to {PICTURES}.")
 

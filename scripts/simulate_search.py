@@ -30,9 +30,9 @@ from optuna import TrialPruned
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from fashion.run import provenance
-from fashion.space import Space
-from fashion.study import (
+from fashion.runs.run import provenance
+from fashion.search.space import Space
+from fashion.search.study import (
     REASON,
     Limits,
     distinct,

@@ -28,10 +28,11 @@ from conftest import Command, Outcome, tiny_overrides, write_idx
 from PIL import Image, ImageDraw
 from test_schema import BAD as BAD_VALUES
 
-import fashion.trainer  # noqa: F401 - what the commands import takes memory that is not a row's
-from fashion import evaluate, idx, photo, predict, train  # noqa: F401
-from fashion.files import LARGEST_TEXT
-from fashion.run import Run
+import fashion.training.process  # noqa: F401 - what the commands import takes memory that is not a row's
+from fashion import evaluate, predict, train  # noqa: F401
+from fashion.data import download as idx
+from fashion.runs.files import LARGEST_TEXT
+from fashion.runs.run import Run
 
 SECONDS = 20  # that a row may take, on a slow machine; most take milliseconds
 MEGABYTES = 200  # that a row may take beyond what the process has already
@@ -271,7 +272,7 @@ COMMAND_LINES = {
     "tune workers=0": "workers = 0",
     "tune worker=-1": "worker = -1",
     "tune heartbeat=0.5": "heartbeat = 0.5",
-    "tune pruning.factor=1": "pruning.factor = 1",
+    "tune pruning.reduction_factor=1": "pruning.reduction_factor = 1",
     "tune test=true": "never reads the test set",
     "tune folder={place}/file": "file",
     "tune -m worker=range(2": "worker=range(2: this is no KEY=VALUE",
@@ -397,7 +398,7 @@ def scalars(depth: int, value: str = "x") -> str:
     return "".join(f"a{n}: {value.format(n + 1)}\n" for n in range(depth)) + f"a{depth}: x\n"
 
 
-NETWORK = "model:\n  network:\n    _target_: fashion.networks.ConvNet\n"
+NETWORK = "model:\n  network:\n    _target_: fashion.training.networks.ConvNet\n"
 OTHER_NETWORK = "model:\n  network:\n    _target_: "
 BAD_CONFIGS: dict[str, tuple[Break, str, str]] = {
     # what is no plain data
@@ -441,7 +442,7 @@ BAD_CONFIGS: dict[str, tuple[Break, str, str]] = {
         "model.network._target_ = os.system: only what stands in",
     ),
     "a stranger's data": (
-        edited("fashion.data.FashionMNIST", "subprocess.run"),
+        edited("fashion.data.datamodule.FashionMNIST", "subprocess.run"),
         "evaluate run",
         "data._target_ = subprocess.run: only",
     ),
@@ -476,16 +477,17 @@ BAD_CONFIGS: dict[str, tuple[Break, str, str]] = {
         "a._target_ = fashion.train.main: only",
     ),
     "what our module imports": (
-        edited("fashion.networks.ConvNet", "fashion.networks.nn.Module"),
+        edited("fashion.training.networks.ConvNet", "fashion.training.networks.nn.Module"),
         PREDICT,
         "there is no such class or function",
     ),
     "no network": (
         edited(
-            "model:\n", f"{OTHER_NETWORK}fashion.callbacks.early_stopping\n    patience: 3\nold:\n"
+            "model:\n",
+            f"{OTHER_NETWORK}fashion.training.callbacks.early_stopping\n    patience: 3\nold:\n",
         ),
         PREDICT,
-        "model.network._target_ = fashion.callbacks.early_stopping makes no network",
+        "model.network._target_ = fashion.training.callbacks.early_stopping makes no network",
     ),
     "half a network": (
         edited(NETWORK, NETWORK + "    _partial_: true\n"),

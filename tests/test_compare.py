@@ -14,9 +14,10 @@ from conftest import Command
 from omegaconf import OmegaConf
 from scipy.stats import binom
 
-from fashion import UserError, metrics
 from fashion.compare import OVER_IMAGES, OVER_SEEDS, compare, render_markdown
-from fashion.run import Predictions, Run
+from fashion.errors import UserError
+from fashion.report import metrics
+from fashion.runs.run import Predictions, Run
 
 LABELS = np.arange(1_000) % 10
 

@@ -12,12 +12,12 @@ from conftest import Command, Outcome, run_command, tiny_overrides
 from omegaconf import OmegaConf
 from PIL import Image
 
-from fashion import metrics
-from fashion.classifier import load_classifier, predict
-from fashion.data import CLASSES, FashionMNIST
+from fashion.data.datamodule import CLASSES, FashionMNIST
 from fashion.evaluate import evaluate
-from fashion.metrics import Interval
-from fashion.run import Predictions, Run
+from fashion.report import metrics
+from fashion.report.metrics import Interval
+from fashion.runs.run import Predictions, Run
+from fashion.training.classifier import load_classifier, predict
 
 
 @pytest.fixture
@@ -315,7 +315,7 @@ def test_a_split_that_lacks_classes(command: Command, tiny_data: Path, tmp_path:
         ({"data._target_": None}, "names no data set (data._target_)"),
         ({"data.root": None}, "data.root is missing"),
         (
-            {"data": {"val_size": 100, "_target_": "fashion.networks.ConvNet"}},
+            {"data": {"val_size": 100, "_target_": "fashion.training.networks.ConvNet"}},
             "data.val_size: there is no such key",
         ),
         ({"model": None}, "names no network"),

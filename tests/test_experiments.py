@@ -11,10 +11,10 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fashion.classifier import Classifier
-from fashion.data import FashionMNIST, epoch_seed, normalise
-from fashion.run import Run
+from fashion.data.datamodule import FashionMNIST, epoch_seed, normalize
+from fashion.runs.run import Run
 from fashion.train import CONF
+from fashion.training.classifier import Classifier
 
 # Of the record's recipe, its network shrunk, on the pictures of tests/conftest.py: the loss before
 # each of five steps. Whoever means to change the recipe writes down the new ones.
@@ -64,7 +64,7 @@ def test_one_dial(tiny_data: Path, tmp_path: Path, command: Command) -> None:
     shares = [
         instantiate(
             composed("experiment=record", f"trainer.max_epochs={epochs}").augmentation, epochs
-        ).share_erased
+        ).erased_fraction
         for epochs in (8, 16, 32, 50)
     ]
     assert shares[0] == 0
@@ -84,7 +84,7 @@ def test_golden_losses(tiny_data: Path) -> None:
     augmentation = instantiate(config.augmentation, config.trainer.max_epochs)
     losses = []
     for _ in range(5):
-        images = normalise(augmentation(data.train.images[:32], 0))
+        images = normalize(augmentation(data.train.images[:32], 0))
         loss = classifier.loss((images, data.train.labels[:32]))
         optimizer.zero_grad()
         loss.backward()

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from fashion.classifier import load_classifier, predict
-from fashion.data import CLASSES
-from fashion.photo import prepare
+from fashion.data.datamodule import CLASSES
+from fashion.data.photo import prepare
 from fashion.predict import SHOWN, SURE
-from fashion.run import Run
+from fashion.runs.run import Run
+from fashion.training.classifier import load_classifier, predict
 
 
 def picture(bar: int = 100) -> Image.Image:

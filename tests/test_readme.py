@@ -11,7 +11,7 @@ from conftest import Command
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from fashion import schema
+from fashion import config as schema
 from fashion.train import CONF, SETTINGS
 
 ROOT = CONF.parent

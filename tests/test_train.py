@@ -22,14 +22,14 @@ from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from fashion import UserError, idx
 from fashion import train as train_module
-from fashion.callbacks import Checkpoints, EpochSeed
-from fashion.classifier import Classifier, load_classifier
-from fashion.command import Interrupted
-from fashion.data import FashionMNIST
-from fashion.run import PACKAGES, Run
+from fashion.data import download as idx
+from fashion.data.datamodule import FashionMNIST
+from fashion.errors import Interrupted, UserError
+from fashion.runs.run import PACKAGES, Run
 from fashion.train import CONF
+from fashion.training.callbacks import Checkpoints, EpochSeed
+from fashion.training.classifier import Classifier, load_classifier
 
 SHORT = ("model=mlp", "model.network.dense=[8]", "trainer.max_epochs=1")
 
@@ -488,7 +488,7 @@ def same_checkpoint(first: Path, second: Path, name: str) -> None:
     ]
     for content in contents:
         for key in ("seconds", "training_seconds"):
-            del content["callbacks"]["Stopwatch"][key]
+            del content["callbacks"]["Timing"][key]
         assert set(content) >= {"state_dict", "optimizer_states", "lr_schedulers", "loops"}
     assert same(*contents)
 

@@ -19,12 +19,13 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 from test_train import python, state
 
-from fashion import DivergenceError, UserError, tune, workers
-from fashion.command import Interrupted
-from fashion.run import Run
-from fashion.search import Search
-from fashion.space import Space
-from fashion.study import distinct, open_study, origin, reason
+from fashion import tune
+from fashion.errors import DivergenceError, Interrupted, UserError
+from fashion.runs.run import Run
+from fashion.search import workers
+from fashion.search.search import Search
+from fashion.search.space import Space
+from fashion.search.study import distinct, open_study, origin, reason
 from fashion.train import CONF, train
 
 SPACE = """
@@ -221,7 +222,7 @@ def test_another_search_s_folder(
     searched: tuple[Path, Path, str], tiny_data: Path, command: Command
 ) -> None:
     folder, _, _ = searched
-    for other in ("trainer.max_epochs=3", "pruning.factor=4", "seed=1"):
+    for other in ("trainer.max_epochs=3", "pruning.reduction_factor=4", "seed=1"):
         done = command("tune", *overrides(tiny_data, folder, "worker=0", other))
         refused(done, f"{folder} holds another search: it differs in")
         assert other.partition("=")[0] in done.err
@@ -231,17 +232,17 @@ def test_a_search_that_continues_is_the_search_at_once(
     search: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It had ended, and was interrupted within a trial, which goes on from its checkpoint."""
-    plain = ("confirm.seeds=0", "pruning.first_epoch=2")
+    plain = ("confirm.seeds=0", "pruning.min_resource=2")
     assert search("a", *plain).status == 0
     assert search("b", *plain, "trials=1").status == 0
-    from fashion.callbacks import EpochReport
+    from fashion.training.callbacks import OptunaPruning
 
-    start = EpochReport.on_train_epoch_start
+    start = OptunaPruning.on_train_epoch_start
     stops = iter([(0, 1), (0, 3)])
     stop = next(stops)
     epochs = []
 
-    def interrupted(self: EpochReport, trainer: Any, module: Any) -> None:
+    def interrupted(self: OptunaPruning, trainer: Any, module: Any) -> None:
         nonlocal stop
         epochs.append(trainer.current_epoch)
         if trainer.current_epoch == stop[1]:
@@ -249,7 +250,7 @@ def test_a_search_that_continues_is_the_search_at_once(
             raise Interrupted(signal.SIGTERM)
         start(self, trainer, module)
 
-    monkeypatch.setattr(EpochReport, "on_train_epoch_start", interrupted)
+    monkeypatch.setattr(OptunaPruning, "on_train_epoch_start", interrupted)
     for _ in range(2):
         done = search("b", *plain)
         assert done.status == 143
@@ -431,7 +432,7 @@ def test_a_recipe_that_is_somebody_s_own_stays(
         ("trials=0", "trials = 0: input should be greater than 0"),
         ("hours=-1", "hours = -1"),
         ("workers=two", "workers = two"),
-        ("pruning.factor=1", "pruning.factor = 1"),
+        ("pruning.reduction_factor=1", "pruning.reduction_factor = 1"),
         ("optimizer.lr=0.1", "search.optimizer.lr: the configuration's own value, 0.1"),
         ("search=none", "search/none"),
         ("optimizer.rate=1", "optimizer.rate: there is no such key"),

@@ -1,0 +1,1 @@
+"""The dataset: files, batches, augmentation, a person's photos."""

@@ -1,0 +1,1 @@
+"""Evaluation, statistics, figures, the HTML report and TensorBoard."""

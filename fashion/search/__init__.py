@@ -1,0 +1,1 @@
+"""Hyperparameter search: space, study, workers, confirmation."""

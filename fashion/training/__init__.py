@@ -1,0 +1,1 @@
+"""Networks, optimizers, the LightningModule and what surrounds its training loop."""

@@ -1,0 +1,203 @@
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fashion.data import download as idx
+from fashion.data.datamodule import normalize
+from fashion.errors import UserError
+from fashion.train import CONF
+from fashion.training.networks import ConvNet, ResNet
+
+BEST: dict[str, Any] = {
+    "conv": [64],
+    "kernel_size": 3,
+    "pool": 1,
+    "dense": [128],
+    "conv_activation": "leaky_relu",
+    "dense_activation": "relu",
+    "negative_slope": 0.05,
+    "dropout": 0.6,
+    "batch_norm": False,
+}
+ACTIVATIONS = {
+    "relu": nn.ReLU(),
+    "leaky_relu": nn.LeakyReLU(0.05),
+    "elu": nn.ELU(),
+    "gelu": nn.GELU(),
+    "silu": nn.SiLU(),
+}
+
+
+def build(**changes: Any) -> ConvNet:
+    return ConvNet(**BEST | changes)
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters"),
+    [
+        ("linear", 784 * 10 + 10),
+        ("mlp", 784 * 128 + 128 + 128 * 10 + 10),
+        # 28 - 2 = 26, halved 13; 13 - 2 = 11, halved 5
+        ("cnn", 9 * 32 + 32 + 9 * 32 * 64 + 64 + 5 * 5 * 64 * 128 + 128 + 128 * 10 + 10),
+        ("best", 5_539_850),
+    ],
+)
+def test_parameters(model: str, parameters: int) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", [f"model={model}"])
+    network = instantiate(config.model.network, _convert_="all")
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+
+
+def test_best_is_the_deck_s_to_the_letter() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", ["model=best"])
+    layers = list(instantiate(config.model.network, _convert_="all"))
+    names = [type(layer).__name__.strip("_") for layer in layers]
+    assert names == ["Conv2d", "LeakyReLU", "Flatten", "Linear", "ReLU", "Dropout", "Linear"]
+    convolution, leaky, _, dense, _, dropout, logits = layers
+    assert (convolution.kernel_size, convolution.stride, convolution.padding) == (
+        (3, 3),
+        (1, 1),
+        (0, 0),
+    )
+    assert (leaky.negative_slope, dropout.p) == (0.05, 0.6)
+    assert (dense.in_features, dense.out_features, logits.out_features) == (26 * 26 * 64, 128, 10)
+
+
+def by_the_book(network: ConvNet, activation: str, pool: int) -> nn.Sequential:
+    """The same weights, the activation before the pooling, as everybody writes it."""
+    layers: list[nn.Module] = []
+    for layer in network:
+        if isinstance(layer, nn.MaxPool2d):
+            continue
+        if isinstance(layer, type(ACTIVATIONS[activation])):
+            layers += [ACTIVATIONS[activation], nn.MaxPool2d(pool)]
+        else:
+            layers.append(layer)
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_both_orders_of_pooling_agree(activation: str, batch_norm: bool) -> None:  # noqa: FBT001
+    torch.manual_seed(0)
+    network = build(
+        conv=[4, 5], pool=2, dense=[], conv_activation=activation, batch_norm=batch_norm
+    )
+    network(torch.randn(16, 1, 28, 28))  # moves what batch_norm keeps off zero and one
+    network.eval()
+    images = torch.randn(8, 1, 28, 28)
+    expected = by_the_book(network, activation, 2)(images)
+    torch.testing.assert_close(network(images), expected, rtol=1e-5, atol=1e-6)
+
+    kinds = [type(layer) for layer in network]
+    pooled_first = kinds.index(nn.MaxPool2d) < kinds.index(type(ACTIVATIONS[activation]))
+    # These two fall before they rise, so a maximum does not commute with them.
+    assert pooled_first == (activation not in ("gelu", "silu"))
+
+
+def test_the_dense_part_has_what_is_asked_for() -> None:
+    network = build(conv=[], dense=[20, 30], dense_activation="silu", batch_norm=True, dropout=0.0)
+    names = [type(layer).__name__.strip("_") for layer in network]
+    block = ["Linear", "BatchNorm1d", "SiLU"]
+    assert names == ["Flatten", *block, *block, "Linear"]
+    assert network[1].bias is None
+    assert network[-1].bias is not None
+
+
+def test_channels_last_changes_nothing() -> None:
+    torch.manual_seed(0)
+    network = build(conv=[4], dense=[8]).eval()
+    images = torch.randn(4, 1, 28, 28)
+    expected = network(images)
+    found = network.to(memory_format=torch.channels_last)(images)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "layer"),
+    [
+        ({"kernel_size": 29}, 1),
+        ({"kernel_size": 3, "pool": 27}, 1),
+        ({"conv": [4, 4], "kernel_size": 15}, 2),
+        ({"conv": [4] * 4, "pool": 2}, 4),  # 28, 13, 5, 1
+    ],
+)
+def test_a_kernel_larger_than_what_is_left(changes: dict[str, Any], layer: int) -> None:
+    with pytest.raises(UserError, match=rf"conv = .*kernel_size = .*pool = .*layer {layer} gets"):
+        build(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"kernel_size": 28}, {"pool": 26}, {"conv": [4] * 14, "kernel_size": 2}]
+)
+def test_the_last_size_that_fits(changes: dict[str, Any]) -> None:
+    assert build(**changes).eval()(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+def resnet(**changes: Any) -> ResNet:
+    return ResNet(**{"widths": [8, 10], "depth": 2} | changes)
+
+
+def test_the_record_s_network_is_below_a_million_parameters() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", ["model=resnet"])
+    network = instantiate(config.model.network, _convert_="all")
+    assert 100_000 < sum(parameter.numel() for parameter in network.parameters()) < 1_000_000
+
+
+@pytest.mark.parametrize(("widths", "side"), [([8], 13), ([8, 9], 6), ([8, 9, 8, 5], 1)])
+def test_each_stage_halves(widths: list[int], side: int) -> None:
+    network = resnet(widths=widths)
+    *layers, _, head = network
+    features = nn.Sequential(*layers)(torch.randn(2, 1, 28, 28))
+    assert features.shape == (2, widths[-1], side, side)
+    assert head.in_features == widths[-1] * side**2
+    assert network(torch.randn(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_too_many_stages() -> None:
+    with pytest.raises(UserError, match=r"widths = .*: a picture cannot be halved 5 times"):
+        resnet(widths=[4] * 5)
+
+
+@pytest.mark.real_data
+def test_whitening_whitens() -> None:
+    if not (idx.raw_folder(CONF.parent / "data") / "train-images-idx3-ubyte").is_file():
+        pytest.skip("the real data is not there: scripts/get_data brings it")
+    images: Tensor = torchvision.datasets.FashionMNIST(CONF.parent / "data").data[::20]
+    whitening = resnet()[0]
+    components = functional.conv2d(normalize(images), whitening.kernel)
+    covariance = components.transpose(0, 1).flatten(1).cov()
+    torch.testing.assert_close(covariance[:4, :4], torch.eye(4), atol=0.15, rtol=0)
+    assert torch.equal(components[:, 4:], -components[:, :4])
+
+
+def test_at_first_a_convolution_passes_its_channels_on() -> None:
+    stage = resnet()[1]
+    images = torch.randn(2, 8, 27, 27)
+    torch.testing.assert_close(stage.halve[0](images)[:, :8], images)
+
+
+def test_every_weight_of_resnet_learns() -> None:
+    torch.manual_seed(0)
+    network = resnet()
+    network(torch.randn(8, 1, 28, 28)).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name  # noqa: PT018
+
+
+def test_resnet_in_channels_last() -> None:
+    torch.manual_seed(0)
+    network = resnet().eval()
+    images = torch.randn(4, 1, 28, 28)
+    expected = network(images)
+    found = network.to(memory_format=torch.channels_last)(images)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
