@@ -28,6 +28,11 @@ Schedule = Literal["constant", "linear", "cosine"]
 Precision = Literal["32-true", "bf16-mixed", "auto"]
 Strategy = Literal["auto", "ddp"]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
+# Configuration keys that do not affect the result; ignored when comparing runs.
+METADATA_KEYS = (
+    *("name", "sweep", "report", "resume", "trust", "logger", "data.root"),
+    *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.profiler"),
+)
 # A run's files name what builds it: only these may be named, and nothing else is ever imported.
 MODULES = (
     "data.augmentation",
@@ -57,6 +62,19 @@ def check(config: dict[str, Any], settings: dict[str, Any], *, complete: bool = 
         faults += _faults(f"{key}.", section, _parameters(key, section), complete=complete)
     if faults:
         raise UserError("\n".join(faults))
+
+
+def walk(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of everything below `node`: dicts, lists and leaves."""
+    items: Any = ()
+    if isinstance(node, dict):
+        items = node.items()
+    elif isinstance(node, list):  # Hydra builds what a list holds, as it does a dict
+        items = enumerate(node)
+    for name, child in items:
+        path = f"{key}.{name}" if key else str(name)
+        yield path, child
+        yield from walk(child, path)
 
 
 def check_sizes(pictures: int, val_size: int, batch_size: int) -> None:

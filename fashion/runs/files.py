@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -137,3 +137,10 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def refuse_existing(paths: Iterable[Path | None], *, force: bool) -> None:
+    """Raise UserError if an output file of a command exists and `force` does not allow that."""
+    for path in paths:
+        if path is not None and path.exists() and not force:
+            raise UserError(f"{path} exists; --force overwrites it.")
