@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fashion.errors import cli_errors
-from fashion.report import table
-from fashion.report.evaluation import SPLITS, TTA
 from fashion.runs.files import atomic_write, refuse_existing
+from fashion.runs.run import TTA
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,10 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "paths", nargs="+", type=Path, metavar="RUN_OR_FOLDER", help="a folder: the runs below it"
     )
-    parser.add_argument("--split", choices=SPLITS, default="val")
+    parser.add_argument("--split", choices=("val", "test"), default="val")
     parser.add_argument("--tta", choices=TTA, default="none", help="as fashion.evaluate made them")
     parser.add_argument("--baseline", metavar="NAME", help="a row's name (default: the best row)")
-    parser.add_argument("--format", choices=table.RENDERERS, default="markdown")
+    parser.add_argument("--format", choices=("markdown", "csv", "json"), default="markdown")
     parser.add_argument("--output", type=Path, metavar="FILE", help="instead of the terminal")
     parser.add_argument(
         "--report", type=Path, metavar="FILE.html", help="also a page, with figures"
@@ -39,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--skip-unfinished", action="store_true", help="leave unfinished runs out")
     options = parser.parse_args(arguments)
     with cli_errors():
+        from fashion.report import table
+
         refuse_existing([options.output, options.report], force=options.force)
         runs = table.finished_runs(options.paths, skip_unfinished=options.skip_unfinished)
         groups = table.groups(runs, options.split, options.tta)

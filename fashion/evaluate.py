@@ -11,14 +11,10 @@ Metrics are added to each run's metrics.json; predictions and the report are wri
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fashion.errors import UserError, cli_errors
 from fashion.runs.files import atomic_write, refuse_existing
-from fashion.runs.run import Run
-
-if TYPE_CHECKING:
-    from fashion.data.datamodule import FashionMNIST
+from fashion.runs.run import TTA, Run
 
 
 def main() -> None:
@@ -29,19 +25,23 @@ def main() -> None:
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
     parser.add_argument("--split", choices=("val", "test"), default="val")
-    parser.add_argument("--tta", choices=("none", "hflip"), default="none")
+    parser.add_argument("--tta", choices=TTA, default="none")
     parser.add_argument("--output", type=Path, metavar="FILE", help="the ensemble's metrics, JSON")
     parser.add_argument("--mistakes", type=Path, metavar="FILE.csv", help="misclassified images")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="16:9 figures for slides")
     parser.add_argument("--data", type=Path, metavar="DIR", help="in place of the run's data.root")
     parser.add_argument("--force", action="store_true", help="overwrite existing files")
     parser.add_argument(
-        "--trust", action="store_true", help="build the classes that the runs name, whatever they do"
+        "--trust",
+        action="store_true",
+        help="build the classes that the runs name, whatever they do",
     )
     options = parser.parse_args()
     split = options.split
     with cli_errors():
-        runs = list({path.resolve(): Run.open(path) for path in options.runs}.values())
+        runs = list(
+            {path.resolve(): Run.open(path, trust=options.trust) for path in options.runs}.values()
+        )
         if options.output and len(runs) == 1:
             parser.error("--output is for the metrics of an ensemble, of several runs")
         if len(runs) > 1 and (options.mistakes or options.figures):
@@ -52,19 +52,19 @@ def main() -> None:
             if split == "val" and not run.validates:
                 raise UserError(f"{run.folder} has no validation split (data.val_size = 0).")
 
-        from fashion.report import evaluation as rooms
+        from fashion.report import evaluation as report
         from fashion.report.page import write_report
         from fashion.runs.provenance import provenance
         from fashion.training.classifier import load_classifier
         from fashion.training.process import prepare_process
 
         if split == "val":
-            rooms.refuse_other_splits(runs, folds=False)
+            report.refuse_other_splits(runs, folds=False)
         prepare_process()
         for run in runs:
-            data, classifier = _data(run, options.data), load_classifier(run, trust=options.trust)
+            data, classifier = report.open_data(run, options.data), load_classifier(run)
             with run.lock():  # a training that is resumed would remove the metrics meanwhile
-                evaluation = rooms.evaluate(
+                evaluation = report.evaluate(
                     classifier,
                     data,
                     split,
@@ -73,24 +73,20 @@ def main() -> None:
                 )
                 evaluation.write(run)
                 run.update_metrics(evaluation.metrics)
-                report = write_report(run, evaluation)
+                page = write_report(run, evaluation)
             print(
-                f"{run.folder}\n  {rooms.summary(run.metrics, split)}\n"
-                f"{rooms.details(evaluation)}\n  report {report}"
+                f"{run.folder}\n  {report.summary(run.metrics, split)}\n"
+                f"{report.details(evaluation)}\n  report {page}"
             )
         if options.mistakes:
             with atomic_write(options.mistakes) as file:
-                file.write(rooms.mistakes_csv(evaluation).encode())
+                file.write(evaluation.mistakes_csv().encode())
         if len(runs) > 1:
-            metrics = rooms.ensemble(runs, split, options.tta)
-            print(f"Ensemble of these {len(runs)}\n  {rooms.summary(metrics, split)}")
+            metrics = report.ensemble(runs, split, options.tta)
+            print(f"Ensemble of these {len(runs)}\n  {report.summary(metrics, split)}")
             if options.output:
                 with atomic_write(options.output) as file:
                     file.write((json.dumps(metrics | provenance(), indent=2) + "\n").encode())
-
-
-def _data(run: Run, root: Path | None) -> "FashionMNIST":
-    raise NotImplementedError
 
 
 if __name__ == "__main__":

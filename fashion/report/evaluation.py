@@ -4,10 +4,13 @@
 `tensorboard.write_evaluation` read it. Importing this module imports no torch.
 """
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,14 +21,14 @@ from fashion.data import CLASSES
 from fashion.errors import UserError
 from fashion.report import metrics
 from fashion.report.metrics import percent, percent_range
-from fashion.runs.run import Predictions, Run
+from fashion.runs.run import Predictions, Run, listed
 
 if TYPE_CHECKING:
-    from fashion.data.datamodule import FashionMNIST
+    from lightning.pytorch import LightningDataModule
+
     from fashion.training.classifier import Classifier
 
 SPLITS = {"val": "validation", "test": "test"}
-TTA = ("none", "hflip")
 
 # Of Fashion-MNIST's classes, for sentences about them.
 NOUNS = (
@@ -144,6 +147,17 @@ class Evaluation:
             return f"We thought it was {NOUNS[predicted]} but it was actually {NOUNS[true]}."
         return f"Predicted {self.classes[predicted]}, true class {self.classes[true]}."
 
+    def mistakes_csv(self) -> str:
+        """Return the mistakes as CSV: index, true and predicted class, the probabilities."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["index", "true", "predicted", *(f"p({name})" for name in self.classes)])
+        for position in self.mistakes:
+            names = (self.classes[each[position]] for each in (self.labels, self.predicted))
+            probabilities = (f"{value:.6f}" for value in self.probabilities[position])
+            writer.writerow([self.indices[position], *names, *probabilities])
+        return text.getvalue()
+
     def write(self, run: Run) -> None:
         """Write the predictions into the run's folder."""
         run.write_predictions(self.split, Predictions(self.labels, self.probabilities))
@@ -154,7 +168,7 @@ class Evaluation:
 
 def evaluate(
     classifier: "Classifier",
-    data: "FashionMNIST",
+    data: Any,
     split: Literal["val", "test"],
     *,
     temperature: float | None = None,
@@ -164,7 +178,7 @@ def evaluate(
 
     Args:
         classifier: in evaluation mode.
-        data: the run's.
+        data: a LightningDataModule with the ImageSets `val` and `test`, as FashionMNIST has.
         split: "val" or "test".
         temperature: fitted on the validation split; that split itself is fitted here.
         tta: "hflip" also averages the predictions of each image and its horizontal flip.
@@ -185,7 +199,7 @@ def evaluate(
         temperature = metrics.fit_temperature(labels, probabilities.numpy())
     return Evaluation(
         split,
-        tuple(data.classes),
+        classifier.classes,
         images.images.numpy(),
         images.indices.numpy(),
         labels,
@@ -193,6 +207,40 @@ def evaluate(
         None if flipped is None else flipped.numpy(),
         temperature,
     )
+
+
+def open_data(run: Run, root: Path | None = None) -> "LightningDataModule":
+    """Return a run's data, verified; its `setup` is left to the caller.
+
+    Nothing is downloaded, because an untrusted configuration could name any folder. A relative
+    data.root is looked for in the current folder, then in those that contain the run.
+
+    Args:
+        run: the run.
+        root: a data folder in place of data.root.
+
+    Raises:
+        UserError: the configuration names no data, or the files are missing or damaged.
+    """
+    from fashion.data import download
+    from fashion.data.datamodule import FashionMNIST, from_config
+
+    section = run.section("data", run.command("evaluate", "--trust"))
+    if root is not None:
+        section["root"] = str(root)
+    elif isinstance(section.get("root"), str):
+        folders = (Path(), *run.folder.resolve().parents)
+        found = (each / section["root"] for each in folders if (each / section["root"]).is_dir())
+        section["root"] = str(next(found, section["root"]))
+    data = from_config(section, run.config.seed)
+    if isinstance(data, FashionMNIST):
+        if data.official:
+            download.verify(data.root)
+        else:
+            download.ensure_consistent(data.root, data.dataset)
+    else:
+        data.prepare_data()
+    return data
 
 
 def summary(found: Mapping[str, Any], split: str) -> str:
@@ -269,9 +317,18 @@ def common_predictions(
 
 
 def refuse_other_splits(runs: Sequence[Run], *, folds: bool = True) -> None:
-    """Raise UserError if runs have different validation images; `folds` allows folds of one split."""
-    keys = ("data.split_seed", "data.folds", *(() if folds else ("data.fold",)), "data.val_size")
-    for key in keys:
+    """Raise UserError if runs have different validation images.
+
+    Args:
+        runs: the runs.
+        folds: whether they may validate on different folds of one split.
+    """
+    single = "data.val_size" if any(fold(run) is None for run in runs) else "data.fold"
+    for key in (
+        "data.folds",
+        "data.split_seed",
+        *([single] * (not folds or single != "data.fold")),
+    ):
         if len({OmegaConf.select(run.config, key) for run in runs}) > 1:
             raise UserError(f"These runs have different validation images:\n{listed(runs, key)}")
 
@@ -280,16 +337,7 @@ def fold(run: Run) -> int | None:
     """Return which fold of its k-fold split a run validates on; None without k-fold."""
     if not OmegaConf.select(run.config, "data.folds"):
         return None
-    found: int = OmegaConf.select(run.config, "data.fold")
-    return found
-
-
-def listed(runs: Sequence[Run], key: str | None = None) -> str:
-    """Return one indented line per run, with the configuration's value of `key`."""
-    return "\n".join(
-        f"  {run.folder}" + (f"  {key}={OmegaConf.select(run.config, key)}" if key else "")
-        for run in runs
-    )
+    return int(OmegaConf.select(run.config, "data.fold"))
 
 
 def ensemble(runs: Sequence[Run], split: str, tta: str = "none") -> dict[str, Any]:

@@ -83,7 +83,9 @@ def svg(figure: figures.Figure, alternative: str) -> Markup:
     for name in ("INK", "MUTED", "FAINT", "ACCENT", "PAPER"):
         body = body.replace(getattr(figures, name), f"var(--{name.lower()})")
     return Markup('<figure><svg role="img" aria-label="{}" {}>{}</figure>').format(
-        alternative, Markup(viewbox), Markup(body)  # noqa: S704 - made by matplotlib
+        alternative,
+        Markup(viewbox),
+        Markup(body),  # noqa: S704 - made by matplotlib
     )
 
 
@@ -155,7 +157,7 @@ def report(
     best_epoch = run_metrics.get("best_epoch")
     if not isinstance(best_epoch, int) or best_epoch not in history.get("epoch", ()):
         best_epoch = None
-    cards = _cards(evaluation)
+    cards, facts = _cards(evaluation), _facts(run_metrics)
     scores = sorted(evaluation.class_scores, key=lambda score: (math.isnan(score.f1), score.f1))
     present, first = np.unique(labels, return_index=True)
     examples = dict(zip(present.tolist(), first.tolist(), strict=True))
@@ -179,9 +181,7 @@ def report(
             evaluation.images[examples[label]] if label in examples else None
             for label in range(len(evaluation.classes))
         ],
-        absent=[
-            each for label, each in enumerate(evaluation.classes) if label not in examples
-        ],
+        absent=[each for label, each in enumerate(evaluation.classes) if label not in examples],
         hardest_first=[score for score in scores if score.support],
         class_chart=svg(
             figures.class_intervals([s for s in scores if s.support], evaluation.classes),
@@ -191,7 +191,12 @@ def report(
         good_enough=GOOD_ENOUGH,
         suspects=metrics.suspicious_labels(labels, evaluation.probabilities),
         reliability=_reliability(evaluation),
-        facts=_facts(run_metrics),
+        facts=facts,
+        cost=[
+            text.format(facts[key])
+            for key, text in (("Parameters", "{} parameters"), ("Training", "trained for {}"))
+            if key in facts
+        ],
         all_metrics=json.dumps(dict(run_metrics), indent=2, default=str),
         configuration=configuration,
     )

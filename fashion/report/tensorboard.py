@@ -7,13 +7,12 @@ import contextlib
 import warnings
 
 import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from fashion.data.datamodule import EVAL_BATCH_SIZE, normalize
 from fashion.report import figures
 from fashion.report.evaluation import Evaluation
+from fashion.training.classifier import penultimate_features
 
 PROJECTED = 2000  # images in the projector
 
@@ -66,24 +65,3 @@ def write_evaluation(
                 metadata_header=["true", "predicted"],
             )
     writer.flush()
-
-
-@torch.inference_mode()
-def penultimate_features(
-    network: nn.Module, images: UInt8[Tensor, "n 28 28"]
-) -> Float[Tensor, "n features"] | None:
-    """Return the input of the last `nn.Linear` that runs, or None if the network has none."""
-    inputs: list[Tensor] = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
-        for layer in network.modules()
-        if isinstance(layer, nn.Linear)
-    ]
-    features = []
-    for part in images.split(EVAL_BATCH_SIZE):
-        inputs.clear()
-        network(normalize(part))
-        features += [layer.flatten(1) for layer in inputs[-1:]]
-    for hook in hooks:
-        hook.remove()
-    return torch.cat(features) if features else None
