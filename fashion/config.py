@@ -13,7 +13,6 @@ import importlib
 import importlib.util
 import inspect
 import re
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -150,11 +149,6 @@ def check(
         found += _violations(f"{key}.", section, types, optional=optional)
     if found:
         raise UserError("\n".join(found))
-
-
-def quoted(text: str) -> str:
-    """Return text that can be pasted into a shell as one word."""
-    return shlex.quote(text)
 
 
 def is_ours(target: Any) -> bool:

@@ -227,12 +227,13 @@ class Classifier(pl.LightningModule):
         self, split: str, probabilities: Float[Tensor, "n classes"], labels: Tensor
     ) -> dict[str, float]:
         """Return the configured metrics beside accuracy, of predictions made elsewhere."""
-        metrics: Any = self.metrics[f"{split}_metrics"].cpu()
+        metrics: Any = self.metrics[f"{split}_metrics"].clone().cpu()
         metrics.reset()
+        for metric in metrics.values():
+            metric.distributed_available_fn = _alone  # the training's other processes have ended
         metrics.update(probabilities.clamp(min=1e-30).log(), labels)  # logits, as in training
-        found = {key: float(value) for key, value in metrics.compute().items()}
-        metrics.reset()
-        return {key: value for key, value in found.items() if key != f"{split}/acc"}
+        values = {key: float(value) for key, value in metrics.compute().items()}
+        return {key: value for key, value in values.items() if key != f"{split}/acc"}
 
     def _evaluation_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the loss without what is for training alone, such as label smoothing."""
@@ -360,6 +361,10 @@ class Classifier(pl.LightningModule):
         classifier = cls(**sections)
         load_weights(classifier, content, Path(checkpoint_path))
         return classifier.to(map_location).eval() if map_location else classifier.eval()
+
+
+def _alone() -> bool:
+    return False
 
 
 def _plain_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,16 +15,22 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment  # type: ignore[attr-defined]
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fashion.config import NonNegativeInt, build
 from fashion.data.datamodule import FashionMNIST, from_config
-from fashion.errors import DivergenceError, Interrupted, UserError, deferred_signals
+from fashion.errors import (
+    DivergenceError,
+    Interrupted,
+    UserError,
+    deferred_signals,
+    restore_default_signals,
+)
 from fashion.runs import untrusted
 from fashion.runs.provenance import provenance
 from fashion.runs.run import Run
@@ -147,6 +153,8 @@ def fit(  # noqa: C901, PLR0915 - a training from top to bottom, in the order it
             )
             if shown and trainer.is_global_zero:
                 print(_heading(classifier, optimizer, data, trainer, reason), flush=True)
+            if trainer.world_size > 1:
+                restore_default_signals()  # until training starts, processes wait for each other
             for logger in trainer.loggers:
                 if not isinstance(logger, TensorBoardLogger):  # which gets them with the results
                     logger.log_hyperparams(plain)
@@ -395,9 +403,6 @@ def _environment(flags: Mapping[str, Any]) -> list[Any]:
     Slurm's variables are set in every job, also where a single process trains: Lightning would then
     save and requeue by itself, and begin later runs from what another has saved. The run folder and
     `resume` do that here.
-
-    Raises:
-        UserError: this process is one of several, and the others are not to be expected.
     """
     slurm = SLURMEnvironment.detect() and int(os.environ.get("SLURM_NTASKS", "1")) > 1
     several = processes(flags) != 1
@@ -405,15 +410,6 @@ def _environment(flags: Mapping[str, Any]) -> list[Any]:
         return [SLURMEnvironment(auto_requeue=False)]
     if several:
         return []
-    rank = os.environ.get("LOCAL_RANK") or os.environ.get("RANK") or "0"
-    if slurm and os.environ.get("SLURM_STEP_NUM_TASKS", "1") not in ("", "1"):
-        rank = os.environ.get("SLURM_PROCID", "0")
-    if rank not in ("", "0"):
-        raise UserError(
-            f"This process has rank {rank} of several, and trainer.devices = "
-            f"{flags.get('devices', 1)} trains in one. Set trainer.devices to their number, or "
-            "unset LOCAL_RANK and RANK."
-        )
     return [LightningEnvironment()]
 
 
