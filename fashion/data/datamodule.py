@@ -1,6 +1,5 @@
 """Fashion-MNIST as a LightningDataModule: verified, split, batched, augmented and normalized."""
 
-import inspect
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torchvision
 from jaxtyping import Float, Int, Num, UInt8
 from torch import Tensor
 
-from fashion.config import NonNegativeInt, PositiveInt, Seed, check_sizes
+from fashion.config import NonNegativeInt, PositiveInt, Seed, build, check_sizes
 from fashion.data import CLASSES, download
 from fashion.data.augmentation import Augment, per_image
 from fashion.errors import UserError
@@ -276,12 +275,7 @@ def from_config(section: dict[str, Any], seed: int = 0, augmentation: Any = None
     Raises:
         UserError: it cannot be built, or is no LightningDataModule.
     """
-    from fashion.config import build, locate
-
-    target = locate("data", section)
-    parameters = inspect.signature(target).parameters
-    offered = {"seed": seed, "augmentation": augmentation}
-    data = build("data", section, offered={k: v for k, v in offered.items() if k in parameters})
+    data = build("data", section, offered={"seed": seed, "augmentation": augmentation})
     if not isinstance(data, pl.LightningDataModule):
         raise UserError(f"data._target_ = {section['_target_']}: it is no LightningDataModule.")
     return data
