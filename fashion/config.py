@@ -86,14 +86,14 @@ TRAINER = {
     "limit_train_batches": Limit,
     "limit_val_batches": Limit,
     "accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps"],
-    "devices": PositiveInt | Literal[-1, "auto"] | str | list[NonNegativeInt],
+    "devices": PositiveInt | Literal[-1] | str | list[NonNegativeInt],
     "precision": Literal[
         *("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
     ]
     | int,
     "check_val_every_n_epoch": PositiveInt | None,
     "accumulate_grad_batches": PositiveInt,
-    "gradient_clip_val": NonNegativeFloat | int | None,
+    "gradient_clip_val": NonNegativeFloat | None,
     "log_every_n_steps": PositiveInt | None,
     "fast_dev_run": bool | NonNegativeInt,
     "overfit_batches": NonNegativeInt | Annotated[float, Field(ge=0, le=1)],
@@ -206,7 +206,7 @@ def signature(key: str, target: str) -> tuple[dict[str, Any], set[str]]:
             f"{key}._target_ = {target}: there is no such class or function."
             f"{did_you_mean(name, list(defined))}"
         )
-    arguments = node.args  # type: ignore[union-attr]
+    arguments = node.args
     types = {arg.arg: _annotation(arg) for arg in arguments.kwonlyargs}
     optional = {
         arg.arg
@@ -240,9 +240,11 @@ def _violations(
     try:
         model.model_validate(values)
     except ValidationError as error:
-        # Of the members of a union each reports an error: the first is the one that was meant.
-        by_key = {f["loc"][0]: f for f in reversed(error.errors())}
-        for name, violation in reversed(by_key.items()):
+        by_key: dict[Any, list[Any]] = {}
+        for each in error.errors():
+            by_key.setdefault(each["loc"][0], []).append(each)
+        for name, members in by_key.items():
+            violation = max(members, key=_nearness)  # a union reports one for each member
             location = [part for part in violation["loc"] if not _names_a_type(part)]
             key = prefix + ".".join(map(str, location))
             if violation["type"] == "missing":
@@ -253,6 +255,11 @@ def _violations(
             else:
                 text = violation["msg"][0].lower() + violation["msg"][1:]
                 yield f"{key} = {shown(violation['input'])}: {text}."
+
+
+def _nearness(violation: Mapping[str, Any]) -> tuple[int, bool]:
+    """Rank a union's members by how nearly the value fits: elements first, then ranges."""
+    return len(violation["loc"]), violation["type"].startswith(("greater", "less"))
 
 
 def _names_a_type(part: Any) -> bool:
@@ -291,7 +298,9 @@ def build(
 
     values = {k: v for k, v in section.items() if k not in LOADER}
     target = locate(key, section)
-    extra = _check_call(key, str(section["_target_"]), target, arguments, values, offered or {})
+    extra = _check_call(
+        key, str(section["_target_"]), target, arguments, values=values, offered=offered or {}
+    )
     try:
         return instantiate(section, *arguments, _convert_="all", **extra)
     except UserError:
@@ -336,6 +345,7 @@ def _check_call(
     name: str,
     target: Callable[..., Any],
     arguments: tuple[Any, ...],
+    *,
     values: Mapping[str, Any],
     offered: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -432,9 +442,12 @@ def check_run(config: Any) -> None:
     from omegaconf import OmegaConf
 
     plain: Any = OmegaConf.to_container(config, resolve=True)
+    if missing := [key for key, value in walk(plain) if value == "???"]:
+        raise UserError(f"{', '.join(missing)}: there is no value; set it with KEY=VALUE.")
     check(plain)
     for key in ("name", "sweep"):
-        if plain[key] != folder_name(plain[key]) and len(plain[key]) < LONGEST_NAME:
+        short = len(plain[key].encode()) <= LONGEST_NAME  # others are shortened
+        if short and plain[key] != folder_name(plain[key]):
             raise UserError(
                 f"{key} = {shown(plain[key])}: it names a folder below logs/, and must not contain "
                 "slashes or be empty."

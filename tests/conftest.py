@@ -84,9 +84,9 @@ def composed(*overrides: str) -> Any:
     from hydra import compose, initialize_config_dir
 
     from fashion import config
-    from fashion.train import CONF
 
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    config.register_resolvers()
+    with initialize_config_dir(str(config.CONF), version_base="1.3"):
         made = compose("train", ["name=test", "sweep=test", *overrides])
     config.start_afresh(made, overrides)
     return made

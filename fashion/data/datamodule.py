@@ -116,8 +116,8 @@ class BatchLoader:
         return math.ceil(len(self.labels) / images)
 
     def __iter__(self) -> Iterator[Batch]:
-        if hasattr(self.augmentation, "set_epoch"):
-            self.augmentation.set_epoch(self.epoch, self.epochs)
+        if set_epoch := getattr(self.augmentation, "set_epoch", None):
+            set_epoch(self.epoch, self.epochs)
         for positions in self._order().split(self.at_once * self.batch_size):
             mine = positions[self.rank :: self.world_size].to(self.images.device)
             images, labels = self.images[mine], self.labels[mine]
@@ -251,7 +251,7 @@ class FashionMNIST(pl.LightningDataModule):
             augmentation=self.augmentation,
             epochs=(trainer and trainer.max_epochs) or -1,
             chunked=self.chunked,
-            fixed=bool(trainer and trainer.overfit_batches),
+            fixed=bool(trainer and trainer.overfit_batches),  # type: ignore[attr-defined]
         )
 
     def val_dataloader(self) -> BatchLoader | list[Any]:

@@ -167,7 +167,7 @@ class History(Checkpoint):
                 **{key: float(value) for key, value in trainer.callback_metrics.items()},
             }
         )
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.write()
 
     def write(self) -> None:

@@ -28,7 +28,8 @@ REAL = Path(__file__).parents[2] / "data"
 
 
 def tiny(root: Path, **changes: Any) -> FashionMNIST:
-    return FashionMNIST(**{"root": str(root), "val_size": 100, "official": False} | changes)
+    options: dict[str, Any] = {"root": str(root), "val_size": 100, "official": False}
+    return FashionMNIST(**options | changes)
 
 
 def ready(root: Path, **changes: Any) -> FashionMNIST:
@@ -260,11 +261,11 @@ def test_validation_and_test_are_whole_and_in_order(tiny_data: Path) -> None:
 
 
 def test_training_batches_are_augmented_by_the_epoch_and_then_normalized(tiny_data: Path) -> None:
-    class Black:
-        epochs: list[tuple[int, int]] = []
+    seen: list[tuple[int, int]] = []
 
+    class Black:
         def set_epoch(self, epoch: int, epochs: int) -> None:
-            self.epochs.append((epoch, epochs))
+            seen.append((epoch, epochs))
 
         def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             assert images.dtype == torch.uint8
@@ -279,7 +280,7 @@ def test_training_batches_are_augmented_by_the_epoch_and_then_normalized(tiny_da
     loader.set_epoch(7)
     images, _ = next(iter(loader))
     assert torch.equal(images, normalize(torch.zeros(32, 28, 28, dtype=torch.uint8)))
-    assert Black.epochs == [(7, 9)]
+    assert seen == [(7, 9)]
 
 
 def test_normalize_by_hand() -> None:
