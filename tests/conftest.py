@@ -147,3 +147,17 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
         )
     assert status == 0
     return folder
+
+
+def fitted(folder: Path, data: Path, *overrides: str, callbacks: Any = ()) -> Any:
+    """Train a small run and return the `Fit`, without the command around it."""
+    from fashion.runs.run import Run
+    from fashion.train import check
+    from fashion.training.process import fit
+
+    small = ("model=mlp", "model.network.dense=[8]", "trainer.max_epochs=2", "logger=none")
+    config = composed(*tiny_overrides(data), *small, *overrides)
+    check(config)
+    run = Run(folder)
+    with run.start(config, extend=True):
+        return fit(config, run, callbacks)

@@ -259,7 +259,7 @@ class Classifier(pl.LightningModule):
         )
 
     def predict_proba(
-        self, images: Num[Tensor, "n 28 28"], *, value_range: tuple[float, float] | None = None
+        self, images: Num[Tensor, "n 28 28"], *, value_range: tuple[int, int] | None = None
     ) -> Float[Tensor, "n classes"]:
         """Return class probabilities of raw images, in their order.
 
