@@ -93,7 +93,7 @@ TRAINER = {
     | int,
     "check_val_every_n_epoch": PositiveInt | None,
     "accumulate_grad_batches": PositiveInt,
-    "gradient_clip_val": NonNegativeFloat | int | None,
+    "gradient_clip_val": NonNegativeFloat | None,
     "log_every_n_steps": PositiveInt | None,
     "fast_dev_run": bool | NonNegativeInt,
     "overfit_batches": NonNegativeInt | Annotated[float, Field(ge=0, le=1)],
@@ -235,9 +235,11 @@ def _violations(
     try:
         model.model_validate(values)
     except ValidationError as error:
-        # Of the members of a union each reports an error: the first is the one that was meant.
-        by_key = {f["loc"][0]: f for f in reversed(error.errors())}
-        for name, violation in reversed(by_key.items()):
+        by_key: dict[Any, list[Any]] = {}
+        for each in error.errors():
+            by_key.setdefault(each["loc"][0], []).append(each)
+        for name, members in by_key.items():
+            violation = max(members, key=_nearness)  # a union reports one for each member
             location = [part for part in violation["loc"] if not _names_a_type(part)]
             key = prefix + ".".join(map(str, location))
             if violation["type"] == "missing":
@@ -248,6 +250,11 @@ def _violations(
             else:
                 text = violation["msg"][0].lower() + violation["msg"][1:]
                 yield f"{key} = {shown(violation['input'])}: {text}."
+
+
+def _nearness(violation: Mapping[str, Any]) -> tuple[int, bool]:
+    """Rank a union's members by how nearly the value fits: elements first, then ranges."""
+    return len(violation["loc"]), violation["type"].startswith(("greater", "less"))
 
 
 def _names_a_type(part: Any) -> bool:
@@ -284,7 +291,9 @@ def build(
     """
     values = {k: v for k, v in section.items() if k not in LOADER}
     target = locate(key, section)
-    extra = _check_call(key, str(section["_target_"]), target, arguments, values, offered or {})
+    extra = _check_call(
+        key, str(section["_target_"]), target, arguments, values=values, offered=offered or {}
+    )
     try:
         values = {name: _nested(f"{key}.{name}", value) for name, value in values.items()}
         if section.get("_partial_"):
@@ -354,6 +363,7 @@ def _check_call(  # noqa: PLR0917
     name: str,
     target: Callable[..., Any],
     arguments: tuple[Any, ...],
+    *,
     values: Mapping[str, Any],
     offered: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -450,9 +460,12 @@ def check_run(config: Any) -> None:
     from omegaconf import OmegaConf
 
     plain: Any = OmegaConf.to_container(config, resolve=True)
+    if missing := [key for key, value in walk(plain) if value == "???"]:
+        raise UserError(f"{', '.join(missing)}: there is no value; set it with KEY=VALUE.")
     check(plain)
     for key in ("name", "sweep"):
-        if plain[key] != folder_name(plain[key]) and len(plain[key]) < LONGEST_NAME:
+        short = len(plain[key].encode()) <= LONGEST_NAME  # others are shortened
+        if short and plain[key] != folder_name(plain[key]):
             raise UserError(
                 f"{key} = {shown(plain[key])}: it names a folder below logs/, and must not contain "
                 "slashes or be empty."

@@ -195,6 +195,8 @@ class Run:
         try:
             lines = untrusted.read_text(path, LONGEST_HISTORY).splitlines()
             rows = list(csv.DictReader(lines, strict=True))
+            if rows and "epoch" not in rows[0]:
+                raise ValueError("it has no column epoch")  # noqa: TRY301
             return {
                 key: [float(row[key]) if row[key] else math.nan for row in rows]
                 for key in (rows[0] if rows else ())

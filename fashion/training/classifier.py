@@ -180,8 +180,8 @@ class Classifier(pl.LightningModule):
     def predict_step(self, batch: Batch | Tensor) -> Float[Tensor, "batch classes"]:
         """Return probabilities of a batch, with or without labels."""
         images = batch if isinstance(batch, Tensor) else batch[0]
-        logits: Tensor = self(images)
-        return logits.softmax(1)
+        probabilities: Tensor = self(images).softmax(1)
+        return probabilities
 
     def on_train_epoch_start(self) -> None:
         self._outputs["train"].clear()  # of an epoch that was interrupted
@@ -271,7 +271,7 @@ class Classifier(pl.LightningModule):
         )
 
     def predict_proba(
-        self, images: Num[Tensor, "n 28 28"], *, value_range: tuple[float, float] | None = None
+        self, images: Num[Tensor, "n 28 28"], *, value_range: tuple[int, int] | None = None
     ) -> Float[Tensor, "n classes"]:
         """Return class probabilities of raw images, in their order.
 
@@ -287,7 +287,11 @@ class Classifier(pl.LightningModule):
         if images.ndim != 3 or images.shape[1:] != (28, 28):  # noqa: PLR2004
             raise UserError(f"images have the shape {tuple(images.shape)}; (n, 28, 28) is needed.")
         if images.dtype != torch.uint8:
-            if value_range is None or value_range[0] != 0 or not images.is_floating_point():
+            if (
+                value_range is None
+                or value_range not in ((0, 1), (0, 255))
+                or not images.is_floating_point()
+            ):
                 raise UserError(
                     f"images are {images.dtype}: give uint8 0..255, or floats and their range, "
                     "value_range=(0, 1) or (0, 255)."

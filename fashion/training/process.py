@@ -15,7 +15,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment  # type: ignore[attr-defined]
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
@@ -78,7 +79,7 @@ class Fit:
         return next(loggers, None)
 
 
-def fit(  # noqa: C901, PLR0915 - a training from top to bottom, in the order it happens
+def fit(
     config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()
 ) -> Fit | None:
     """Train, or continue from the last checkpoint as if there had been no interruption.
@@ -133,7 +134,7 @@ def fit(  # noqa: C901, PLR0915 - a training from top to bottom, in the order it
     shown = plain["trainer"].get("enable_progress_bar", True)
     bar = next((c for c in configured.values() if isinstance(c, ProgressBar)), None)
     try:
-        with deferred_signals() as signals, _no_traceback_of_writers():
+        with _user_errors(run, config), deferred_signals() as signals, _no_traceback_of_writers():
             trainer = build_trainer(
                 plain["trainer"],
                 run,
@@ -159,16 +160,6 @@ def fit(  # noqa: C901, PLR0915 - a training from top to bottom, in the order it
                 if not isinstance(logger, TensorBoardLogger):  # which gets them with the results
                     logger.log_hyperparams(plain)
             trainer.fit(classifier, datamodule=data, ckpt_path=before, weights_only=True)
-    except OSError as error:
-        raise UserError(f"{run.folder} cannot be written: {error.strerror or error}.") from error
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"data.batch_size = {config.data.get('batch_size')}: there is too little memory for so "
-            f"many images at once in this network, or for the network "
-            f"({str(error).split('. ')[0]})."
-        ) from error
-    except MisconfigurationException as error:
-        raise UserError(f"trainer: {error}") from error
     except (DivergenceError, Interrupted) as error:
         error.add_note(progress(last, best))
         raise
@@ -194,6 +185,23 @@ def fit(  # noqa: C901, PLR0915 - a training from top to bottom, in the order it
         **made,
     }
     return Fit(run, classifier.eval(), data, trainer, metrics)
+
+
+@contextmanager
+def _user_errors(run: Run, config: DictConfig) -> Iterator[None]:
+    """Turn what a training raises for reasons of its user's into UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{run.folder} cannot be written: {error.strerror or error}.") from error
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"data.batch_size = {config.data.get('batch_size')}: there is too little memory for so "
+            f"many images at once in this network, or for the network "
+            f"({str(error).split('. ')[0]})."
+        ) from error
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {error}") from error
 
 
 def _watches_validation(section: Mapping[str, Any]) -> bool:
