@@ -116,9 +116,10 @@ def _hash(text: str) -> str:
 def write_report(run: Run, evaluation: Evaluation) -> Path:
     """Write a finished run's page and figures for one split into its folder; return the page.
 
-    Validation's are report.html and figures/NAME.png, the test set's have the suffix "-test".
+    They are report.html and figures/NAME.png; with the suffix "-test" where a run that has a
+    validation split is evaluated on the test set.
     """
-    suffix = "" if evaluation.split == "val" else "-test"
+    suffix = "-test" if evaluation.split == "test" and run.validates else ""
     text = report(
         evaluation,
         name=f"{OmegaConf.select(run.config, 'name')}, seed {run.config.seed}",

@@ -1,20 +1,96 @@
-"""TensorBoard beside the curves: graph, confusion matrix, mistakes, PR curves, projector.
+"""TensorBoard beside the curves: HPARAMS, graph, images, PR curves, projector.
 
 Written once, from the reported checkpoint: per epoch it would cost more than it shows.
 """
 
 import contextlib
 import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from fashion.config import METADATA_KEYS, walk
+from fashion.data.datamodule import MEAN, STD, FashionMNIST
 from fashion.report import figures
 from fashion.report.evaluation import Evaluation
+from fashion.report.metrics import OWN, user_metrics
 from fashion.training.classifier import penultimate_features
+from fashion.training.process import Fit
 
 PROJECTED = 2000  # images in the projector
+AUGMENTED = 64  # training images shown as the network sees them
+# Sections and keys of a configuration that HPARAMS shows, in this order, beside `metadata`'s name.
+VARIED = (
+    *("model.network", "optimizer", "scheduler", "data.batch_size", "trainer.max_epochs"),
+    *("augmentation", "loss", "trainer.precision", "seed"),
+)
+# TensorBoard sorts groups of charts by name: single values come after the curves.
+REPORTED = "values_reported"
+
+
+def write_results(fit: Fit, metrics: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> None:
+    """Write everything, if the run has a TensorBoard logger.
+
+    Args:
+        fit: the finished training.
+        metrics: metrics.json's content.
+        evaluations: of its classifier.
+    """
+    logger = fit.tensorboard
+    if logger is None:
+        return
+    # After the last checkpoint's step: a run killed here and resumed does not write this twice.
+    step = fit.trainer.global_step + 1
+    shown = [name for name in OWN if not name.endswith(("_low", "_high"))]
+    reported = {
+        f"{REPORTED}/{each.split}/{name}": metrics[f"{each.split}/{name}"]
+        for each in evaluations
+        for name in (*shown, *user_metrics(metrics, each.split))
+        if f"{each.split}/{name}" in metrics
+    }
+    reported |= {
+        f"{REPORTED}/{key}": float(metrics[key]) for key in ("seconds", "images_per_second")
+    }
+    logger.log_hyperparams(hyperparameters(fit), reported, step=step)
+    writer: SummaryWriter = logger.experiment
+    writer.add_custom_scalars(
+        {
+            "training and validation": {
+                name: ["Multiline", [f"train/{name}$", f"val/{name}$"]] for name in ("acc", "loss")
+            }
+        }
+    )
+    write_graph(writer, fit.classifier.network)
+    if isinstance(fit.data, FashionMNIST):
+        write_training_images(writer, step, fit.data)
+    for evaluation in evaluations:
+        write_evaluation(writer, step, fit.classifier.network, evaluation)
+    writer.close()  # Lightning has closed the one before, of training; each has a thread
+
+
+def hyperparameters(fit: Fit) -> dict[str, Any]:
+    """Return what people vary, as flat keys: no classes, nothing that is off or bookkeeping."""
+    config: Any = OmegaConf.to_container(fit.run.config)
+    found: dict[str, Any] = {"model": config.get("name")}
+    nodes = dict(walk(config))
+    lists = tuple(f"{key}." for key, node in nodes.items() if isinstance(node, list))
+    for section in VARIED:
+        for key, node in nodes.items():
+            if (
+                f"{key}.".startswith(f"{section}.")
+                and not isinstance(node, dict)
+                and not key.startswith(lists)
+                and not key.rpartition(".")[2].startswith("_")
+                and key not in METADATA_KEYS
+                and (node or not section.startswith("augmentation"))
+                and node is not None
+            ):
+                found[key] = str(node) if isinstance(node, list) else node
+    return found
 
 
 def write_graph(writer: SummaryWriter, network: nn.Module) -> None:
@@ -26,10 +102,19 @@ def write_graph(writer: SummaryWriter, network: nn.Module) -> None:
     writer.flush()
 
 
+def write_training_images(writer: SummaryWriter, step: int, data: FashionMNIST) -> None:
+    """Write a grid of the first epoch's first training images, augmented."""
+    from torchvision.utils import make_grid
+
+    images = next(iter(data.train_dataloader()))[0][:AUGMENTED].cpu()
+    grid = make_grid(1 - (images * STD + MEAN).clamp(0, 1), nrow=8, pad_value=1)
+    writer.add_image("train/images", grid, step)
+
+
 def write_evaluation(
     writer: SummaryWriter, step: int, network: nn.Module, evaluation: Evaluation
 ) -> None:
-    """Write a split's confusion matrix, mistakes, PR curves and penultimate features.
+    """Write a split's confusion matrix, mistakes, PR curves; validation's penultimate features.
 
     Args:
         writer: into the run's folder.
@@ -46,7 +131,7 @@ def write_evaluation(
             f"{split}/{name}", evaluation.labels == label, evaluation.probabilities[:, label], step
         )
     shown = torch.from_numpy(evaluation.images[:PROJECTED])
-    features = penultimate_features(network, shown)
+    features = penultimate_features(network, shown) if split == "val" else None
     if features is not None:
         # torch prints a warning if the folder exists, as it does when a killed run is resumed.
         with contextlib.redirect_stdout(None):
