@@ -2,7 +2,7 @@
 
     python -m fashion.evaluate RUN                   on the validation split
     python -m fashion.evaluate RUN --split test      on the test set
-    python -m fashion.evaluate RUN --tta hflip       also with horizontal-flip test-time augmentation
+    python -m fashion.evaluate RUN --tta hflip       also with horizontal flips, averaged
     python -m fashion.evaluate RUN RUN...            also their mean probabilities: an ensemble
 
 Metrics are added to each run's metrics.json; predictions and the report are written beside it.
@@ -78,6 +78,11 @@ def main() -> None:
                 f"{run.folder}\n  {report.summary(run.metrics, split)}\n"
                 f"{report.details(evaluation)}\n  report {page}"
             )
+        if options.figures:
+            from fashion.report.slides import write_slides
+
+            write_slides(run, evaluation, options.figures, force=options.force)
+            print(f"  figures {options.figures}")
         if options.mistakes:
             with atomic_write(options.mistakes) as file:
                 file.write(evaluation.mistakes_csv().encode())
