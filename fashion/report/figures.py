@@ -24,7 +24,10 @@ from fashion.report.statistics import wilson
 # The pages replace these five by CSS variables, so that a figure follows light and dark.
 INK, MUTED, FAINT, ACCENT, PAPER = "#1c1b1a", "#6b6864", "#dcd8d2", "#b0401c", "#ffffff"
 DARK = {
-    **{"INK": "#ece9e4", "MUTED": "#a29d96", "FAINT": "#3b3835", "ACCENT": "#f0895c"},
+    "INK": "#ece9e4",
+    "MUTED": "#a29d96",
+    "FAINT": "#3b3835",
+    "ACCENT": "#f0895c",
     "PAPER": "#161514",
     "GRAY": LinearSegmentedColormap.from_list("dark images", ["#161514", "#ffffff"]),
     "ERRORS": LinearSegmentedColormap.from_list(

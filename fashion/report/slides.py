@@ -1,8 +1,9 @@
 """A run's figures for slides: 16:9, PNG and SVG, on a light and on a dark background."""
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -16,7 +17,10 @@ from fashion.runs.run import Run
 SIZE = (20 / 3, 3.75)  # inches; a slide is twice as large, and so is its text: 6 pt become 12 pt
 DPI = 288  # 1920 x 1080 pixels
 NAMES = ("accuracy", "loss", "confusion_matrix", "classes", "mistakes", "calibration")
-THEMES = {"light": contextlib.nullcontext, "dark": figures.dark}
+THEMES: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "light": nullcontext,
+    "dark": figures.dark,
+}
 
 
 def write_slides(run: Run, evaluation: Evaluation, folder: Path, *, force: bool) -> None:
@@ -67,14 +71,14 @@ def _drawn(run: Run, evaluation: Evaluation) -> Iterator[tuple[str, Figure]]:
 def _slide(figure: Figure, title: str, result: str) -> Figure:
     """Give a figure a slide's size, its title and the result."""
     figure.set_size_inches(SIZE)
-    left, bottom, width, height = area = (0.03, 0.03, 0.94, 0.78)
+    area = (0.03, 0.03, 0.94, 0.78)  # left, bottom, width, height
     if (layout := figure.get_layout_engine()) is not None:
         layout.set(rect=area)  # type: ignore[call-arg]
     else:
         figure.axes[0].set(position=area, aspect="equal")
         for text in figure.axes[0].texts:
             text.set_fontsize(6.3)
-    style = {"ha": "left", "va": "top", "parse_math": False}
-    figure.text(left, 0.965, title, size=14, weight="bold", color=figures.INK, **style)
-    figure.text(left, 0.875, result, size=8.5, color=figures.MUTED, **style)
+    style: dict[str, Any] = {"ha": "left", "va": "top", "parse_math": False}
+    figure.text(0.03, 0.965, title, size=14, weight="bold", color=figures.INK, **style)
+    figure.text(0.03, 0.875, result, size=8.5, color=figures.MUTED, **style)
     return figure

@@ -25,7 +25,7 @@ def test_slides(tmp_path: Path) -> None:
     evaluation = Evaluation("test", CLASSES, images, np.arange(100), labels, probabilities)
     colors = figures.PAPER
     write_slides(run, evaluation, tmp_path / "slides", force=False)
-    assert figures.PAPER == colors
+    assert colors == figures.PAPER
     paths = sorted((tmp_path / "slides").iterdir())
     assert len(paths) == len(NAMES) * 2 * 2
     for path in paths:
