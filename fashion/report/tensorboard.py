@@ -75,7 +75,8 @@ def write_results(fit: Fit, metrics: Mapping[str, Any], evaluations: Sequence[Ev
 def hyperparameters(fit: Fit) -> dict[str, Any]:
     """Return what people vary, as flat keys: no classes, nothing that is off or bookkeeping."""
     config: Any = OmegaConf.to_container(fit.run.config)
-    found: dict[str, Any] = {"model": config.get("name")}
+    optimizer = str(config["optimizer"]["_target_"]).rpartition(".")[2]
+    found: dict[str, Any] = {"model": config["name"], "optimizer": optimizer}
     nodes = dict(walk(config))
     lists = tuple(f"{key}." for key, node in nodes.items() if isinstance(node, list))
     for section in VARIED:
@@ -106,7 +107,8 @@ def write_training_images(writer: SummaryWriter, step: int, data: FashionMNIST) 
     """Write a grid of the first epoch's first training images, augmented."""
     from torchvision.utils import make_grid
 
-    images = next(iter(data.train_dataloader()))[0][:AUGMENTED].cpu()
+    with torch.random.fork_rng(devices=[]):
+        images = next(iter(data.train_dataloader()))[0][:AUGMENTED].cpu()
     grid = make_grid(1 - (images * STD + MEAN).clamp(0, 1), nrow=8, pad_value=1)
     writer.add_image("train/images", grid, step)
 
