@@ -64,7 +64,8 @@ def write_results(fit: Fit, metrics: Mapping[str, Any], evaluations: Sequence[Ev
             }
         }
     )
-    write_graph(writer, fit.classifier.network)
+    if not fit.run.config.get("compile"):  # a compiled network cannot be traced
+        write_graph(writer, fit.classifier.network)
     if isinstance(fit.data, FashionMNIST):
         write_training_images(writer, step, fit.data)
     for evaluation in evaluations:
@@ -90,7 +91,8 @@ def hyperparameters(fit: Fit) -> dict[str, Any]:
                 and (node or not section.startswith("augmentation"))
                 and node is not None
             ):
-                found[key] = str(node) if isinstance(node, list) else node
+                name = key.removeprefix("model.network.")
+                found[name] = str(node) if isinstance(node, list) else node
     return found
 
 

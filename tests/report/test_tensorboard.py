@@ -174,7 +174,7 @@ def test_hparams_show_what_is_reported(ask: Ask, grid: list[Run]) -> None:
     for run in grid:
         group = groups[name(run)]
         assert group["hparams"]["optimizer.lr"] == run.config.optimizer.lr
-        assert group["hparams"]["model.network.dense"] == "[8]"
+        assert group["hparams"]["dense"] == "[8]"
         assert group["hparams"]["model"] == "mlp"
         for key in group["hparams"]:  # nothing that is off, and no bookkeeping
             assert not re.search(r"_target_|root|official|logger|callbacks|augmentation", key), key
