@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from fashion.config import METADATA_KEYS, walk
+from fashion.config import walk
 from fashion.data.datamodule import MEAN, STD, FashionMNIST
 from fashion.report import figures
 from fashion.report.evaluation import Evaluation
@@ -23,10 +23,17 @@ from fashion.training.process import Fit
 
 PROJECTED = 2000  # images in the projector
 AUGMENTED = 64  # training images shown as the network sees them
-# Sections and keys of a configuration that HPARAMS shows, in this order, beside `metadata`'s name.
+# TensorBoard sorts hyperparameters by name, capitals first, and opens on the first five.
+FIRST = {
+    "data.batch_size": "Batch size",
+    "trainer.max_epochs": "Epochs",
+    "name": "Model",
+    "optimizer.lr": "Learning rate",
+}
+# Sections and keys beside those; the parts of names that go without saying are left out.
 VARIED = (
-    *("model.network", "optimizer", "scheduler", "data.batch_size", "trainer.max_epochs"),
-    *("augmentation", "loss", "trainer.precision", "seed"),
+    *("model.network", "optimizer", "scheduler", "augmentation", "loss"),
+    *("trainer.precision", "seed"),
 )
 # TensorBoard sorts groups of charts by name: single values come after the curves.
 REPORTED = "values_reported"
@@ -55,7 +62,7 @@ def write_results(fit: Fit, metrics: Mapping[str, Any], evaluations: Sequence[Ev
     reported |= {
         f"{REPORTED}/{key}": float(metrics[key]) for key in ("seconds", "images_per_second")
     }
-    logger.log_hyperparams(hyperparameters(fit), reported, step=step)
+    logger.log_hyperparams(hyperparameters(fit.run.config), reported, step=step)
     writer: SummaryWriter = logger.experiment
     writer.add_custom_scalars(
         {
@@ -73,26 +80,25 @@ def write_results(fit: Fit, metrics: Mapping[str, Any], evaluations: Sequence[Ev
     writer.close()  # Lightning has closed the one before, of training; each has a thread
 
 
-def hyperparameters(fit: Fit) -> dict[str, Any]:
+def hyperparameters(config: DictConfig) -> dict[str, Any]:
     """Return what people vary, as flat keys: no classes, nothing that is off or bookkeeping."""
-    config: Any = OmegaConf.to_container(fit.run.config)
-    optimizer = str(config["optimizer"]["_target_"]).rpartition(".")[2]
-    found: dict[str, Any] = {"model": config["name"], "optimizer": optimizer}
-    nodes = dict(walk(config))
+    nodes = dict(walk(OmegaConf.to_container(config)))
+    found: dict[str, Any] = {name: nodes[key] for key, name in FIRST.items() if key in nodes}
+    found["Optimizer"] = str(nodes["optimizer._target_"]).rpartition(".")[2]
     lists = tuple(f"{key}." for key, node in nodes.items() if isinstance(node, list))
-    for section in VARIED:
-        for key, node in nodes.items():
-            if (
-                f"{key}.".startswith(f"{section}.")
-                and not isinstance(node, dict)
-                and not key.startswith(lists)
-                and not key.rpartition(".")[2].startswith("_")
-                and key not in METADATA_KEYS
-                and (node or not section.startswith("augmentation"))
-                and node is not None
-            ):
-                name = key.removeprefix("model.network.")
-                found[name] = str(node) if isinstance(node, list) else node
+    for key, node in nodes.items():
+        varied = any(f"{key}.".startswith(f"{section}.") for section in VARIED)
+        name = key.rpartition(".")[2]
+        off = node is None or node is False or (node == 0 and key != "seed")
+        if (
+            varied
+            and not (off or isinstance(node, dict))
+            and not key.startswith(lists)
+            and not name.startswith("_")
+            and key not in FIRST
+        ):
+            shown = key.removeprefix("model.network.").removeprefix("optimizer.")
+            found[shown] = str(node) if isinstance(node, list) else node
     return found
 
 

@@ -170,12 +170,13 @@ def test_hparams_show_what_is_reported(ask: Ask, grid: list[Run]) -> None:
     found = answer(ask, "plugin/hparams/session_groups", {**request, "startIndex": 0})
     groups = {group["name"]: group for group in found["sessionGroups"]}
     assert set(groups) == {name(run) for run in grid}
-    assert len({group["hparams"]["optimizer.lr"] for group in groups.values()}) == 2
+    assert len({group["hparams"]["Learning rate"] for group in groups.values()}) == 2
     for run in grid:
         group = groups[name(run)]
-        assert group["hparams"]["optimizer.lr"] == run.config.optimizer.lr
+        assert group["hparams"]["Learning rate"] == run.config.optimizer.lr
         assert group["hparams"]["dense"] == "[8]"
-        assert group["hparams"]["model"] == "mlp"
+        assert group["hparams"]["Model"] == "mlp"
+        assert sorted(group["hparams"])[:2] == ["Batch size", "Epochs"]  # shown first
         for key in group["hparams"]:  # nothing that is off, and no bookkeeping
             assert not re.search(r"_target_|root|official|logger|callbacks|augmentation", key), key
         values = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
