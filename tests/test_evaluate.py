@@ -95,6 +95,21 @@ def test_again_gives_what_training_reported(command: Command, run: Run) -> None:
     assert lines[-1] == f"  report {run.folder / 'report.html'}"
 
 
+def test_user_metrics_of_the_reported_epoch(
+    command: Command, tiny_data: Path, tmp_path: Path
+) -> None:
+    done = command(
+        *("train", *tiny_overrides(tiny_data), "model=linear", "trainer.max_epochs=2"),
+        *("+metrics.kappa._target_=torchmetrics.classification.MulticlassCohenKappa",),
+        f"hydra.run.dir={tmp_path}/run",
+    )
+    assert done.status == 0, done.err
+    run = Run(tmp_path / "run")
+    position = int(run.metrics["best_epoch"]) - 1
+    assert run.metrics["val/kappa"] == pytest.approx(run.history["val/kappa"][position])
+    assert f" {run.metrics['val/kappa']:.4g} |" in command("compare", run.folder).out
+
+
 def test_the_test_split_beside_validation(
     command: Command, other: Run, tiny_data: Path, tmp_path: Path
 ) -> None:
