@@ -61,6 +61,7 @@ def train(
 
     from fashion.report import tensorboard
     from fashion.report.evaluation import evaluate
+    from fashion.report.metrics import epoch_metrics
     from fashion.report.page import write_report
     from fashion.training.process import fit, return_freed_memory
 
@@ -76,7 +77,7 @@ def train(
         temperature = evaluation.temperature
         evaluations.append(evaluation)
     with deferred_signals():
-        metrics = dict(fitted.metrics)
+        metrics = fitted.metrics | epoch_metrics(run.history, fitted.metrics["best_epoch"])
         for evaluation in evaluations:
             predictions = map(torch.from_numpy, (evaluation.probabilities, evaluation.labels))
             metrics |= fitted.classifier.extra_metrics(evaluation.split, *predictions)

@@ -22,7 +22,7 @@ from PIL import Image, __version__
 
 from fashion.data import photo
 from fashion.errors import cli_errors
-from fashion.report import metrics
+from fashion.report import metrics, statistics
 from fashion.runs.run import Run, provenance
 from fashion.training.classifier import load_classifier, predict
 
@@ -67,7 +67,7 @@ def check(run: Run, count: int, data_root: Path) -> dict[str, Any]:
     plain, disguised = (
         predict(network, torch.from_numpy(pictures)).numpy() for pictures in (images, seen)
     )
-    difference = metrics.bootstrap_difference(labels, disguised[None], plain[None])
+    difference = statistics.bootstrap_difference(labels, disguised[None], plain[None])
     return {
         "run": str(run.folder),
         "count": len(labels),

@@ -4,7 +4,7 @@
 
 Reads the runs of `scripts/reproduce ladder` and `record`; writes results/classes.json, and
 results/classes.md, the same as a table: each class's recall before and after, the difference with
-the interval of `fashion.report.metrics.bootstrap_difference`, and its p-value corrected for ten classes.
+the interval of `fashion.report.statistics.bootstrap_difference`, and its p-value corrected for ten classes.
 """
 
 import json
@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fashion.data.datamodule import CLASSES
+from fashion.data import CLASSES
 from fashion.errors import UserError, cli_errors
-from fashion.report import metrics
+from fashion.report import statistics
 from fashion.runs.files import atomic_write
 from fashion.runs.run import Run
 
@@ -26,7 +26,7 @@ AFTER = (Path("logs/record"), "record")
 
 def answers(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     """The labels, (n,), and the probabilities of each of a recipe's runs, (runs, n, 10)."""
-    runs = [run for run in Run.below(folder) if run.config.get("name") == name]
+    runs = [run for run in Run.find(folder) if run.config.get("name") == name]
     if not runs:
         raise UserError(f"{folder} has no run of {name}: scripts/reproduce {folder.name} makes it.")
     predictions = [run.predictions("test") for run in runs]
@@ -58,7 +58,7 @@ def changes() -> list[Change]:
     found = []
     for label, name in enumerate(CLASSES):
         of_class = labels == label
-        difference = metrics.bootstrap_difference(
+        difference = statistics.bootstrap_difference(
             labels[of_class], after[:, of_class], before[:, of_class]
         )
         found.append(
@@ -72,7 +72,7 @@ def changes() -> list[Change]:
                 difference.p_value,
             )
         )
-    corrected = metrics.holm([change.p_holm for change in found])
+    corrected = statistics.holm([change.p_holm for change in found])
     rows = [change._replace(p_holm=p) for change, p in zip(found, corrected, strict=True)]
     return sorted(rows, key=lambda row: row.points, reverse=True)
 

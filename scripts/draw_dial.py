@@ -24,7 +24,7 @@ def main() -> None:
             metrics = json.loads(path.read_text(encoding="utf-8"))
             point = metrics["seconds"] / 60, metrics["test/acc"]
             runs[metrics["epochs"]].append(point)
-    figures.dial(runs, PEERS).savefig(RESULTS / "pictures" / "dial.png", dpi=120)
+    figures.budget_curve(runs, PEERS).savefig(RESULTS / "pictures" / "dial.png", dpi=120)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from matplotlib.figure import Figure
 
-from fashion.compare import Comparison, Table, compare
+from fashion.report.table import Comparison, Table, compare
 from fashion.errors import UserError, cli_errors
-from fashion.report import figures, metrics
+from fashion.report import figures, statistics
+from fashion.report.evaluation import Evaluation, open_data
 from fashion.runs.files import atomic_write
 from fashion.runs.run import Run
 
@@ -32,18 +32,19 @@ def deck(folder: Path) -> dict[str, Figure]:
     Raises:
         UserError: it has no run there, or one that cannot be read.
     """
-    runs = [run for run in Run.below(folder) if run.config.get("name") == BEST]
+    runs = [run for run in Run.find(folder) if run.config.get("name") == BEST]
     if not runs:
         raise UserError(f"{folder} has no run of model={BEST}.")
     run = min(runs, key=lambda run: run.config.seed)
-    data = instantiate(run.config.data, run.config.seed)
-    data.prepare_data()
+    data: Any = open_data(run)
     data.setup("validate")
-    labels, probabilities = run.predictions("val")
-    images = data.val.images.numpy()
+    evaluation = Evaluation(
+        *("val", data.classes, data.val.images.numpy(), data.val.indices.numpy()),
+        *run.predictions("val"),
+    )
     return {
-        "confusion_matrix": figures.confusion_matrix(metrics.confusion(labels, probabilities)),
-        "mistakes": figures.mistakes(images, labels, probabilities, count=8, columns=4),
+        "confusion_matrix": figures.confusion_matrix(evaluation.counts, evaluation.classes),
+        "mistakes": figures.mistakes(evaluation, count=8, columns=4),
     }
 
 
@@ -53,7 +54,7 @@ def steps(folder: Path, table: Table) -> list[Comparison]:
     for row, below in zip(table.rows, table.rows[1:], strict=False):
         against = compare([folder], baseline=below.name).comparisons
         found += [comparison for comparison in against if comparison.name == row.name]
-    corrected = metrics.holm([step.p_value for step in found])
+    corrected = statistics.holm([step.p_value for step in found])
     return [step._replace(p_holm=p) for step, p in zip(found, corrected, strict=True)]
 
 
