@@ -110,7 +110,9 @@ def check(config: DictConfig, *, download_data: bool = True) -> None:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def _job(config: DictConfig) -> float | None:
     """Train one run of a grid, or the only one."""
-    run = Run(Path(os.path.relpath(HydraConfig.get().runtime.output_dir)))
+    output = Path(HydraConfig.get().runtime.output_dir)
+    here = Path.cwd()
+    run = Run(output.relative_to(here) if output.is_relative_to(here) else output)
     alone = HydraConfig.get().mode == RunMode.RUN
     try:
         schema.start_afresh(config, HydraConfig.get().overrides.task)
@@ -218,7 +220,7 @@ def _summarize(run: Run) -> None:
             f"{metrics['parameters']:,} parameters, {metrics['seconds']:.0f} s, "
             f"{metrics['images_per_second']:,.0f} images per second"
         ),
-        *([f"Report {report.absolute().as_uri()}"] if report.exists() else []),
+        *([f"Report {report.resolve().as_uri()}"] if report.exists() else []),
         f"Run folder {run.folder}",
         "Next:",
         f"  {run.command('evaluate')}",

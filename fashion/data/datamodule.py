@@ -102,6 +102,8 @@ class BatchLoader:
         self.chunked = chunked
         self.epoch = 0
 
+    batch_sampler = None
+
     @property
     def sampler(self) -> "BatchLoader":
         """Return where Lightning looks for `set_epoch`."""

@@ -1,90 +1,138 @@
-"""What TensorBoard shows of a run beside its curves: pictures, PR curves, graph, projector.
+"""TensorBoard beside the curves: graph, confusion matrix, mistakes, PR curves, projector.
 
-Written once, from the checkpoint that is reported: each epoch it would cost more than it tells.
+Written once, from the reported checkpoint: per epoch it would cost more than it shows.
 """
 
 import contextlib
 import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from fashion.data.datamodule import CLASSES, EVAL_BATCH_SIZE, ImageSet, normalize
-from fashion.report import figures, metrics
-from fashion.runs.run import Predictions
+from fashion.config import walk
+from fashion.data.datamodule import MEAN, STD, FashionMNIST
+from fashion.report import figures
+from fashion.report.evaluation import Evaluation
+from fashion.training.classifier import penultimate_features
+from fashion.training.process import Fit
 
-PROJECTED = 2000  # pictures in the projector
+PROJECTED = 2000  # images in the projector
+AUGMENTED = 64  # training images shown as the network sees them
+# What HPARAMS lists of a configuration: what people vary.
+VARIED = (
+    *("name", "seed", "data.batch_size", "loss.label_smoothing", "trainer.precision"),
+    *("optimizer.lr", "optimizer.weight_decay", "optimizer.schedule", "optimizer.warmup"),
+)
+
+
+def write_results(
+    fitted: Fit, metrics: Mapping[str, Any], evaluations: Sequence[Evaluation]
+) -> None:
+    """Write what TensorBoard shows beside the curves; nothing without its logger.
+
+    Args:
+        fitted: the finished training.
+        metrics: what metrics.json will hold.
+        evaluations: of the reported checkpoint.
+    """
+    logger = fitted.tensorboard
+    if logger is None:
+        return
+    # One step later than the last checkpoint: a run killed here and resumed drops it.
+    step = fitted.trainer.global_step + 1
+    logger.log_hyperparams(_varied(fitted.run.config), _reported(metrics), step=step)
+    writer, network = logger.experiment, fitted.classifier.network
+    write_graph(writer, network)
+    write_augmented(writer, step, fitted.data)
+    for evaluation in evaluations:
+        if evaluation.split == "val":
+            write_evaluation(writer, step, network, evaluation)
+    writer.close()  # Lightning has closed the one before, of training; each has a thread
+
+
+def _varied(config: DictConfig) -> dict[str, Any]:
+    """Return the hyperparameters that people vary: those above, the network's, augmentation on."""
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    leaves = {key: value for key, value in walk(plain) if not isinstance(value, dict)}
+    found = {key: leaves[key] for key in VARIED if key in leaves}
+    found["optimizer"] = str(plain["optimizer"]["_target_"]).rpartition(".")[2]
+    for key, value in leaves.items():
+        group, _, name = key.rpartition(".")
+        if name == "_target_" or value in (None, False, 0):
+            continue
+        if group in ("model.network", "augmentation"):
+            found[name if group == "model.network" else key] = value
+    return {key: str(value) if isinstance(value, list) else value for key, value in found.items()}
+
+
+def _reported(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics without those of single classes, accuracy first: HPARAMS shows five."""
+    return {
+        key: value
+        for key, value in sorted(metrics.items(), key=lambda item: "/" not in item[0])
+        if isinstance(value, float) and key.count("/") <= 1
+    }
+
+
+def write_augmented(writer: SummaryWriter, step: int, data: Any) -> None:
+    """Write a grid of training images as the network sees them, augmented as in the first epoch."""
+    if getattr(data, "augmentation", None) is None or not isinstance(data, FashionMNIST):
+        return
+    with torch.random.fork_rng(devices=[]):
+        images, _ = next(iter(data.train_dataloader()))
+    shown = (images[:AUGMENTED] * STD + MEAN).clamp(0, 1)
+    writer.add_images("train/augmented", shown, step)
 
 
 def write_graph(writer: SummaryWriter, network: nn.Module) -> None:
-    """The network's graph; of one that cannot be traced there is none, and torch prints why."""
+    """Write the network's graph; if it cannot be traced, torch prints why and there is none."""
     with warnings.catch_warnings(), contextlib.suppress(RuntimeError):
-        # torch's writer traces by what torch has deprecated, and a trace warns of looks at a shape.
+        # torch's writer traces by deprecated functions, and tracing warns of looks at a shape.
         warnings.simplefilter("ignore")
         writer.add_graph(network, torch.zeros(1, 1, 28, 28))
     writer.flush()
 
 
-def write_review(
-    writer: SummaryWriter,
-    step: int,
-    network: nn.Module,
-    predictions: Predictions,
-    pictures: ImageSet,
+def write_evaluation(
+    writer: SummaryWriter, step: int, network: nn.Module, evaluation: Evaluation
 ) -> None:
-    """The validation split's confusion matrix, mistakes, PR curves, and last layer but one.
+    """Write a split's confusion matrix, mistakes, PR curves and penultimate features.
 
     Args:
         writer: into the run's folder.
         step: of the training, under which TensorBoard shows all of it.
         network: in evaluation mode, on the CPU.
-        predictions: what it answered to `pictures`.
-        pictures: the validation split.
+        evaluation: of the network.
     """
-    labels, probabilities = predictions
-    counts = metrics.confusion(labels, probabilities)
-    writer.add_figure("val/confusion_matrix", figures.confusion_matrix(counts), step)
-    gallery = figures.mistakes(pictures.images.numpy(), labels, probabilities)
-    writer.add_figure("val/mistakes", gallery, step)
-    for label, name in enumerate(CLASSES):
-        writer.add_pr_curve(f"val/{name}", labels == label, probabilities[:, label], step)
-    shown = pictures.images[:PROJECTED]
-    features = last_features(network, shown)
+    split, classes = evaluation.split, evaluation.classes
+    matrix = figures.confusion_matrix(evaluation.counts, classes)
+    writer.add_figure(f"{split}/confusion_matrix", matrix, step)
+    writer.add_figure(f"{split}/mistakes", figures.mistakes(evaluation), step)
+    for label, name in enumerate(classes):
+        writer.add_pr_curve(
+            f"{split}/{name}", evaluation.labels == label, evaluation.probabilities[:, label], step
+        )
+    shown = torch.from_numpy(evaluation.images[:PROJECTED])
+    features = penultimate_features(network, shown)
     if features is not None:
-        answers = probabilities.argmax(axis=1)
-        # Where a run was killed in here and continues, it would warn of the folder.
+        # torch prints a warning if the folder exists, as it does when a killed run is resumed.
         with contextlib.redirect_stdout(None):
             writer.add_embedding(
                 features.double().numpy().round(3),  # each digit costs a quarter of a megabyte
                 [
-                    [CLASSES[label], CLASSES[answer]]
-                    for label, answer in zip(labels[:PROJECTED], answers, strict=False)
+                    [classes[label], classes[predicted]]
+                    for label, predicted in zip(
+                        evaluation.labels[:PROJECTED],
+                        evaluation.predicted[:PROJECTED],
+                        strict=True,
+                    )
                 ],
                 1 - shown.unsqueeze(1).float() / 255,  # dark on light, as the page is
-                tag="last_layer_but_one",
-                metadata_header=["class", "answer"],
+                tag="penultimate_features",
+                metadata_header=["true", "predicted"],
             )
     writer.flush()
-
-
-@torch.inference_mode()
-def last_features(
-    network: nn.Module, images: UInt8[Tensor, "n 28 28"]
-) -> Float[Tensor, "n features"] | None:
-    """What the last linear layer to work is given; None where the network has none."""
-    given: list[Tensor] = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
-        for layer in network.modules()
-        if isinstance(layer, nn.Linear)
-    ]
-    features = []
-    for part in images.split(EVAL_BATCH_SIZE):
-        given.clear()
-        network(normalize(part))
-        features += [layer.flatten(1) for layer in given[-1:]]
-    for hook in hooks:
-        hook.remove()
-    return torch.cat(features) if features else None

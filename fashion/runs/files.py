@@ -3,7 +3,7 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -43,3 +43,10 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def refuse_existing(paths: Iterable[Path | None], *, force: bool) -> None:
+    """Raise UserError if an output file of a command exists and `force` does not allow that."""
+    for path in paths:
+        if path is not None and path.exists() and not force:
+            raise UserError(f"{path} exists; --force overwrites it.")

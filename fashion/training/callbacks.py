@@ -262,7 +262,7 @@ class EpochTable(Checkpoint):
 
     def _epoch(self, trainer: pl.Trainer) -> str:
         epochs = trainer.max_epochs or -1
-        return f"{f'{trainer.current_epoch + 1}/{epochs if epochs > 0 else "-"}':>9}"
+        return f"{trainer.current_epoch + 1}/{epochs if epochs > 0 else '-'}".rjust(9)
 
     def _left(self, trainer: pl.Trainer, fraction: float) -> str:
         done = trainer.current_epoch - self._first + fraction
