@@ -71,7 +71,7 @@ def tiny_overrides(data: Path) -> list[str]:
         "data.official=false",
         "data.val_size=100",
         "trainer.accelerator=cpu",
-        "trainer.progress_bar=false",
+        "trainer.enable_progress_bar=false",
         "report=false",
     ]
 

@@ -72,7 +72,7 @@ def chance(p: float) -> str:
 def group(study: str, name: str) -> list[dict[str, Any]]:
     """Return the raw values of a row of results/STUDY.md."""
     study = study.removesuffix("-test").removesuffix("-hflip")
-    folders = (f"{study}/{name}", f"ablation/{name}", study if name == study else "")
+    folders = (study if name == study else f"{study}/{name}", f"ablation/{name}")
     return next(found for found in map(raw, folders) if found)
 
 
@@ -337,12 +337,11 @@ def composed(verb: str, words: list[str]) -> None:
 
 
 def choices(override: str) -> list[str]:
-    """Return the values of a grid's `key=a,b`; a list or dict in brackets is one value."""
-    key, separator, value = override.partition("=")
-    if not separator:
+    """Return the overrides of a grid's `key=a,b`; a list or dict in brackets is one value."""
+    key, _, value = override.partition("=")
+    if re.search(r"[\[{]", value):
         return [override]
-    value = re.sub(r"range\(\d+\)", "0", value)
-    return [f"{key}={part}" for part in re.split(r",(?![^\[({]*[\])}])", value)]
+    return [f"{key}={part}" for part in re.sub(r"range\(\d+\)", "0", value).split(",")]
 
 
 COMMANDS = sorted(set(commands()))
@@ -360,6 +359,9 @@ def test_a_command(line: str, command: Command) -> None:
     program, *arguments = shlex.split(line)
     if program == "python" and arguments[0].startswith("scripts/"):
         assert (ROOT / arguments[0]).is_file()
+        return
+    if program.endswith("/"):
+        assert (ROOT / program).is_dir()
         return
     if program.startswith("scripts/"):
         assert os.access(ROOT / program, os.X_OK)
@@ -384,7 +386,7 @@ def test_a_command(line: str, command: Command) -> None:
     words = [
         re.sub(r"=(\w+)$", lambda found: "=" + PLACEHOLDERS.get(found[1], found[1]), word)
         for word in arguments
-        if not word.startswith(("-", "hydra/"))
+        if "=" in word and not word.startswith(("-", "hydra/"))
     ]
     values = [choices(word) for word in words]
     for position in range(max(map(len, values), default=1)):
