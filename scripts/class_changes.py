@@ -63,12 +63,17 @@ def changes() -> list[Change]:
     for label, name in enumerate(CLASSES):
         members = labels == label
         difference = bootstrap_difference(labels[members], after[:, members], before[:, members])
-        recalls = [
-            100 * float((probabilities[:, members].argmax(axis=2) == label).mean())
-            for probabilities in (before, after)
-        ]
-        points = [100 * value for value in difference[:3]]
-        found.append(Change(name, *recalls, *points, difference.p_value))
+        found.append(
+            Change(
+                name,
+                100 * float((before[:, members].argmax(axis=2) == label).mean()),
+                100 * float((after[:, members].argmax(axis=2) == label).mean()),
+                100 * difference.mean,
+                100 * difference.low,
+                100 * difference.high,
+                difference.p_value,
+            )
+        )
     corrected = holm([change.p_holm for change in found])
     rows = [change._replace(p_holm=p) for change, p in zip(found, corrected, strict=True)]
     return sorted(rows, key=lambda row: row.points, reverse=True)

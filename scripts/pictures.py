@@ -20,13 +20,13 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from matplotlib.figure import Figure
 from PIL import Image
 
 from fashion.errors import UserError, cli_errors
 from fashion.report import figures
-from fashion.report.evaluation import evaluate
+from fashion.report.evaluation import Evaluation, evaluate, open_data
+from fashion.report.page import write_report
 from fashion.report.statistics import holm
 from fashion.report.table import Comparison, Table, compare, p_value
 from fashion.runs.files import atomic_write
@@ -59,11 +59,8 @@ def deck_run(folder: Path) -> Run:
     return min(runs, key=lambda run: run.config.seed)
 
 
-def predictions(run: Run) -> dict[str, Figure]:
-    """Draw the confusion matrix and the mistakes of a run on its validation split."""
-    data = instantiate(run.config.data, run.config.seed)
-    data.prepare_data()
-    evaluation = evaluate(load_classifier(run), data, "val")
+def predictions(evaluation: Evaluation) -> dict[str, Figure]:
+    """Draw the confusion matrix and the mistakes."""
     return {
         "confusion_matrix": figures.confusion_matrix(evaluation.counts, evaluation.classes),
         "mistakes": figures.mistakes(evaluation, count=8, columns=4),
@@ -74,13 +71,11 @@ def screenshot(page: Path) -> Image.Image:
     """Return the top of an HTML page as Chromium shows it.
 
     Raises:
-        UserError: the page or a browser is missing.
+        UserError: there is no browser.
     """
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         raise UserError(f"No browser is on PATH; install one of {', '.join(BROWSERS)}.")
-    if not page.is_file():
-        raise UserError(f"There is no {page}; python -m fashion.evaluate {page.parent} writes it.")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "page.png")
         command = [browser, "--headless", "--no-sandbox", "--hide-scrollbars", "--disable-gpu"]
@@ -154,10 +149,13 @@ def main() -> None:
             run = deck_run(folder)
             table = compare([folder])
             found = steps(folder, table)
-            for name, figure in (predictions(run) | {"baselines": baselines(table, found)}).items():
+            evaluation = evaluate(load_classifier(run), open_data(run), "val")
+            drawn = predictions(evaluation) | {"baselines": baselines(table, found)}
+            for name, figure in drawn.items():
                 write(name, figure)
+            picture = screenshot(write_report(run, evaluation))
             with atomic_write(PICTURES / "report.png") as file:
-                screenshot(run.folder / "report.html").save(file, format="png", optimize=True)
+                picture.save(file, format="png", optimize=True)
             raw: list[dict[str, Any]] = [
                 {"from": below.name, **step._asdict()}
                 for below, step in zip(table.rows[1:], found, strict=True)
