@@ -56,6 +56,8 @@ def train(
         UserError: the configuration, the data or the folder does not allow it.
         DivergenceError: the loss or the weights became infinite or not a number.
     """
+    import torch
+
     from fashion.report import tensorboard
     from fashion.report.evaluation import evaluate
     from fashion.report.page import write_report
@@ -65,7 +67,9 @@ def train(
     if fitted is None:
         return None
     evaluations, temperature = [], None
-    splits: list[Literal["val", "test"]] = [*(["val"] * run.validates), *(["test"] * config.test)]
+    splits: list[Literal["val", "test"]] = ["val"] if run.validates else []
+    if config.test:
+        splits.append("test")
     for split in splits:
         evaluation = evaluate(fitted.classifier, fitted.data, split, temperature=temperature)
         temperature = evaluation.temperature
@@ -73,6 +77,8 @@ def train(
     with deferred_signals():
         metrics = dict(fitted.metrics)
         for evaluation in evaluations:
+            predictions = map(torch.from_numpy, (evaluation.probabilities, evaluation.labels))
+            metrics |= fitted.classifier.extra_metrics(evaluation.split, *predictions)
             metrics |= evaluation.metrics
             evaluation.write(run)
         tensorboard.write_results(fitted, metrics, evaluations)
@@ -151,9 +157,11 @@ def _run(config: DictConfig, run: Run) -> float | None:
         start = run.start(config, HydraConfig.get(), extend=resumed)
         with start if first else contextlib.nullcontext():
             value = train(config, run, report=_wants_report(config))
-            if config.trainer.get("fast_dev_run"):
-                _finish_dry_run(run)
-                return value
+        if config.trainer.get("fast_dev_run"):
+            run.discard()
+            _remove_if_empty(run.folder)
+            print("Dry run (trainer.fast_dev_run): everything runs; no run was kept.")
+            return value
     except (UserError, Interrupted) as error:
         _remove_if_empty(run.folder)
         diverged = isinstance(error, DivergenceError)  # as it would again
@@ -201,10 +209,6 @@ def _remove_if_empty(folder: Path) -> None:
     if not named:
         with contextlib.suppress(OSError):
             folder.rmdir()
-
-
-def _finish_dry_run(run: Run) -> None:
-    print(f"Dry run (trainer.fast_dev_run): everything runs; {run.folder} holds no results.")
 
 
 def _summarize(run: Run) -> None:
