@@ -302,11 +302,7 @@ def commands() -> Iterator[str]:
         text = page.read_text(encoding="utf-8")
         for language, code in blocks(text):
             if language == "sh":
-                yield from (
-                    line.partition("  #")[0].strip()
-                    for line in code.splitlines()
-                    if re.match(start, line)
-                )
+                yield from (line for line in code.splitlines() if re.match(start, line))
         yield from (
             " ".join(code.split()) for code in re.findall(rf"`({start}[^`]+)`", prose(page))
         )
@@ -350,6 +346,12 @@ COMMANDS = sorted(set(commands()))
 def test_there_are_commands() -> None:
     assert len(COMMANDS) > 60
     assert len(set(overrides())) > 20
+
+
+def test_commands_can_be_pasted() -> None:
+    """No character that zsh (where # is a word, too) or bash would expand, outside quotes."""
+    special = r"[][{}()*?~!#$&;<>]"
+    assert [line for line in COMMANDS if re.search(special, re.sub(r"'[^']*'", "", line))] == []
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -474,4 +476,3 @@ def run_line(line: str, command: Command, tiny: list[str], places: dict[str, Pat
         arguments = [*arguments[:first], *tiny, *arguments[first:]]
     done = command(verb, *arguments)
     assert done.status == 0, f"{line}\n{done.err}"
-    assert "Traceback" not in done.err
