@@ -13,7 +13,7 @@ from torch.nn import functional
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from fashion.config import Fraction, PositiveFloat, build
+from fashion.config import Fraction, PositiveFloat, PositiveInt, build
 from fashion.data import CLASSES
 from fashion.data.datamodule import EVAL_BATCH_SIZE, Batch, normalize
 from fashion.errors import DivergenceError, UserError
@@ -44,7 +44,7 @@ class CrossEntropy(nn.Module):
         class_counts: Sequence[int] = (),
         *,
         label_smoothing: Fraction = 0.0,
-        class_weights: Literal["balanced"] | list[PositiveFloat] | None = None,
+        class_weights: Literal["balanced"] | list[PositiveFloat | PositiveInt] | None = None,
     ) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
@@ -53,7 +53,7 @@ class CrossEntropy(nn.Module):
             counts = torch.tensor(class_counts, dtype=torch.float32)
             weight = counts.sum() / (len(counts) * counts.clamp(min=1))
         elif class_weights not in (None, "balanced"):
-            weight = torch.tensor(class_weights)
+            weight = torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("weight", weight, persistent=False)
 
     def forward(self, logits: Float[Tensor, "batch classes"], targets: Tensor) -> Tensor:
