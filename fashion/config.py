@@ -1,20 +1,30 @@
-"""What a configuration may hold: the constructors' own signatures, read before torch is imported.
+"""The configuration's schema: what it may hold, checked before torch is imported.
 
-Keyword-only parameters are configuration, positional ones are given at run time. Their annotations
-carry the ranges, so that each limit stands once, where the value is used. Importing torch and
-lightning takes seconds; a signature can be read from the source without running it, so that a
-typing mistake is answered at once.
+The schema of our own classes is their constructors' signature, read from the source without
+running it, because importing torch and lightning takes seconds: keyword-only parameters are
+configuration, positional ones are passed at run time; annotations carry the ranges. Classes from
+elsewhere are checked against their real signature once they are imported (`build`).
 """
 
 import ast
+import functools
+import hashlib
 import importlib.util
-from collections.abc import Iterator
+import inspect
+import re
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
-from fashion.errors import UserError
+from fashion.errors import UserError, did_you_mean
+
+_BESIDE = Path(__file__).parent
+CONF = next(
+    (path for path in (_BESIDE / "conf", _BESIDE.parent / "conf") if path.is_dir()), _BESIDE
+)
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -25,94 +35,185 @@ Pixels = Annotated[int, Field(ge=0, lt=28)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Activation = Literal["relu", "leaky_relu", "gelu", "elu", "silu"]
 Schedule = Literal["constant", "linear", "cosine"]
-Precision = Literal["32-true", "bf16-mixed", "auto"]
-Strategy = Literal["auto", "ddp"]
-Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
-# A run's files name what builds it: only these may be named, and nothing else is ever imported.
-MODULES = (
-    "data.augmentation",
-    "data.datamodule",
-    "training.callbacks",
-    "training.networks",
-    "training.optimizers",
-    "training.process",
+Limit = PositiveInt | Annotated[float, Field(gt=0, le=1)] | None
+
+# Configuration keys that do not affect the result; ignored when comparing runs.
+METADATA_KEYS = (
+    *("name", "sweep", "report", "resume", "trust", "logger", "data.root"),
+    *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.profiler"),
 )
+# Modules whose classes a configuration names without being asked whether it is trusted.
+MODULES = tuple(
+    f"fashion.{module}"
+    for module in (
+        *("data.augmentation", "data.datamodule", "training.callbacks", "training.checkpoints"),
+        *("training.classifier", "training.networks", "training.optimizers", "training.process"),
+    )
+)
+SECTION = dict[str, Any]
+# Types of the top-level keys; the signature of a section's `_target_` types what it holds.
+SETTINGS: dict[str, Any] = {
+    "data": SECTION,
+    "model": dict[str, SECTION],
+    "augmentation": SECTION | None,
+    "loss": SECTION,
+    "optimizer": SECTION,
+    "scheduler": SECTION | None,
+    "metrics": dict[str, SECTION | None],
+    "trainer": SECTION,
+    "logger": dict[str, Any] | None,
+    "callbacks": dict[str, SECTION | None],
+    "seed": Seed,
+    "resume": str | None,
+    "init_from": str | None,
+    "compile": bool,
+    "checkpoint": Literal["best", "last"],
+    "test": bool,
+    "report": bool | None,
+    "trust": bool,
+    "name": str,
+    "sweep": str,
+}
+# Keys of any optimizer: the learning rate's schedule over the steps of the training.
+OPTIMIZER = {"schedule": Schedule, "warmup": Fraction}
+# Keys of any learning-rate scheduler: when it steps, and the metric that ReduceLROnPlateau watches.
+SCHEDULER = {"interval": Literal["step", "epoch"], "monitor": str}
+# The Trainer's flags with a range; Lightning checks the others.
+TRAINER = {
+    "max_epochs": PositiveInt | Literal[-1] | None,
+    "min_epochs": PositiveInt | None,
+    "max_steps": PositiveInt | Literal[-1],
+    "limit_train_batches": Limit,
+    "limit_val_batches": Limit,
+    "accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps"],
+    "devices": PositiveInt | Literal[-1, "auto"] | str | list[NonNegativeInt],
+    "precision": Literal[
+        *("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
+    ]
+    | int,
+    "check_val_every_n_epoch": PositiveInt | None,
+    "accumulate_grad_batches": PositiveInt,
+    "gradient_clip_val": NonNegativeFloat | int | None,
+    "log_every_n_steps": PositiveInt | None,
+    "fast_dev_run": bool | NonNegativeInt,
+    "overfit_batches": NonNegativeInt | Annotated[float, Field(ge=0, le=1)],
+    "enable_progress_bar": bool | None,
+}
+LOADER = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
 
 
-def check(config: dict[str, Any], settings: dict[str, Any], *, complete: bool = True) -> None:
-    """Check every value of a resolved configuration against the signature of what it configures.
+def walk(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of everything below `node`: dicts, lists and leaves."""
+    items: Any = ()
+    if isinstance(node, Mapping):
+        items = node.items()
+    elif isinstance(node, list):  # Hydra builds what a list holds, as it does a dict
+        items = enumerate(node)
+    for name, child in items:
+        path = f"{key}.{name}" if key else str(name)
+        yield path, child
+        yield from walk(child, path)
+
+
+def sections(config: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every section that configures an object, with its full key."""
+    for key, node in walk(config):
+        if isinstance(node, dict) and "_target_" in node:
+            yield key, node
+
+
+def check(
+    config: dict[str, Any], settings: Mapping[str, Any] = SETTINGS, *, complete: bool = True
+) -> None:
+    """Check a resolved configuration, as plain values, as far as possible without torch.
 
     Args:
-        config: the whole configuration as plain values; a `_target_` says what is checked.
-        settings: types of the top-level keys, of which there are no others; none: any keys.
-        complete: whether each key must be there; a run made by an older version lacks newer ones.
+        config: the whole configuration.
+        settings: types of the top-level keys, of which there are no others; empty: any keys.
+        complete: whether each key must be there; a run of an older version lacks newer ones.
 
     Raises:
-        UserError: one line a fault, with the full key, its value and what is allowed.
+        UserError: one line per violation, with the full key, its value and what is allowed.
     """
-    faults = list(_faults("", config, settings, complete=complete)) if settings else []
-    for key, section in _sections(config, ""):
-        if section.get("_partial_", False) is not (key == "optimizer"):
-            faults.append(f"{key}._partial_: true for the optimizer, and for nothing else.")
-        faults += _faults(f"{key}.", section, _parameters(key, section), complete=complete)
-    if faults:
-        raise UserError("\n".join(faults))
+    found = list(_violations("", config, settings, complete=complete)) if settings else []
+    for key, section in sections(config):
+        if key == "trainer" and not is_ours(section["_target_"]):
+            found += _violations("trainer.", section, TRAINER, complete=False, closed=False)
+        if not is_ours(section["_target_"]):
+            continue
+        types, defaults = signature(key, str(section["_target_"]))
+        if key == "optimizer":
+            types = types | OPTIMIZER
+            defaults = defaults | {"schedule", "warmup"}
+        optional = defaults if complete else set(types)
+        found += _violations(f"{key}.", section, types, optional=optional)
+    if found:
+        raise UserError("\n".join(found))
 
 
-def check_sizes(pictures: int, val_size: int, batch_size: int) -> None:
-    """Check the sizes of `data` against the number of pictures in the training files.
+def quoted(text: str) -> str:
+    """Return text that can be pasted into a shell as one word."""
+    return shlex.quote(text)
+
+
+def is_ours(target: Any) -> bool:
+    return str(target).startswith("fashion.")
+
+
+def check_sizes(images: int, val_size: int, batch_size: int) -> None:
+    """Check the sizes of `data` against the number of images in the training files.
 
     Raises:
-        UserError: there are too few.
+        UserError: there are too few images.
     """
-    if val_size >= pictures:
+    if val_size >= images:
         raise UserError(
-            f"data.val_size = {val_size}: there are {pictures:,} pictures in all; "
+            f"data.val_size = {val_size}: there are {images:,} images in all; "
             "some must be left to train on."
         )
-    if batch_size > pictures - val_size:
+    if batch_size > images - val_size:
         raise UserError(
-            f"data.batch_size = {batch_size}: "
-            f"there are {pictures - val_size:,} pictures to train on."
+            f"data.batch_size = {batch_size}: there are {images - val_size:,} images to train on."
         )
 
 
-def _sections(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every dict below `node`, within lists too, that configures an object, with its full key."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield key, node
-        for name, child in node.items():
-            yield from _sections(child, f"{key}.{name}" if key else str(name))
-    elif isinstance(node, list):  # Hydra would build what a list holds, as it does a dict
-        for position, child in enumerate(node):
-            yield from _sections(child, f"{key}.{position}")
+@functools.cache
+def signature(key: str, target: str) -> tuple[dict[str, Any], set[str]]:
+    """Return types of the keyword-only parameters of one of our classes, and which have defaults.
 
-
-def _parameters(key: str, section: dict[str, Any]) -> dict[str, Any]:
-    """Name -> annotated type of the keyword-only parameters of a section's `_target_`."""
-    target = section["_target_"]
-    module, _, name = str(target).removeprefix("fashion.").rpartition(".")
-    if not str(target).startswith("fashion.") or module not in MODULES:
-        allowed = ", ".join(f"fashion.{module}" for module in MODULES)
-        raise UserError(f"{key}._target_ = {target}: only what stands in {allowed} may be built.")
-    spec = importlib.util.find_spec(f"fashion.{module}")
+    Raises:
+        UserError: `target` is not a class or function of one of `MODULES`.
+    """
+    module, _, name = target.rpartition(".")
+    if module not in MODULES:
+        raise UserError(
+            f"{key}._target_ = {target}: of this project, only classes in "
+            f"{', '.join(MODULES)} can be configured."
+        )
+    spec = importlib.util.find_spec(module)
     assert spec is not None and spec.origin is not None  # noqa: S101, PT018 - one of MODULES
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            init = next(
-                (f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"),
-                None,
-            )
-        elif isinstance(node, ast.FunctionDef) and node.name == name:
-            init = node
-        else:
-            continue
-        if init is None:
-            raise UserError(f"{key}._target_ = {target}: it has no __init__ of its own.")
-        return {arg.arg: _annotation(arg) for arg in init.args.kwonlyargs}
-    raise UserError(f"{key}._target_ = {target}: there is no such class or function.")
+    defined = {
+        node.name: node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)
+    }
+    node = defined.get(name)
+    if isinstance(node, ast.ClassDef):
+        node = next(
+            (f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"), None
+        )
+    if node is None:
+        raise UserError(
+            f"{key}._target_ = {target}: there is no such class or function."
+            f"{did_you_mean(name, list(defined))}"
+        )
+    arguments = node.args  # type: ignore[union-attr]
+    types = {arg.arg: _annotation(arg) for arg in arguments.kwonlyargs}
+    optional = {
+        arg.arg
+        for arg, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+        if default is not None
+    }
+    return types, optional
 
 
 def _annotation(arg: ast.arg) -> Any:
@@ -120,21 +221,228 @@ def _annotation(arg: ast.arg) -> Any:
     return eval(ast.unparse(arg.annotation), globals()) if arg.annotation else Any  # noqa: S307
 
 
-def _faults(
-    prefix: str, values: dict[str, Any], types: dict[str, Any], *, complete: bool
+def _violations(
+    prefix: str,
+    values: dict[str, Any],
+    types: Mapping[str, Any],
+    *,
+    complete: bool = True,
+    optional: set[str] = frozenset(),  # type: ignore[assignment]
+    closed: bool = True,
 ) -> Iterator[str]:
-    values = {key: value for key, value in values.items() if key not in ("_target_", "_partial_")}
-    default = ... if complete else None
-    fields: dict[str, Any] = {key: (annotation, default) for key, annotation in types.items()}
-    model = create_model("Section", __config__=ConfigDict(strict=True, extra="forbid"), **fields)
+    values = {key: value for key, value in values.items() if key not in LOADER}
+    fields: dict[str, Any] = {
+        key: (annotation, ... if complete and key not in optional else None)
+        for key, annotation in types.items()
+    }
+    extra: Literal["forbid", "ignore"] = "forbid" if closed else "ignore"
+    model = create_model("Section", __config__=ConfigDict(strict=True, extra=extra), **fields)
     try:
         model.model_validate(values)
     except ValidationError as error:
-        for fault in error.errors():
-            key = prefix + ".".join(str(part) for part in fault["loc"])
-            if fault["type"] == "missing":
+        # Of the members of a union each reports an error: the first is the one that was meant.
+        by_key = {f["loc"][0]: f for f in reversed(error.errors())}
+        for name, violation in reversed(by_key.items()):
+            location = [part for part in violation["loc"] if not _names_a_type(part)]
+            key = prefix + ".".join(map(str, location))
+            if violation["type"] == "missing":
                 yield f"{key} is missing."
-            elif fault["type"] == "extra_forbidden":
-                yield f"{key}: there is no such key. Known: {', '.join(sorted(types))}."
+            elif violation["type"] == "extra_forbidden":
+                hint = did_you_mean(str(name), list(types))
+                yield f"{key}: there is no such key.{hint} Known: {', '.join(sorted(types))}."
             else:
-                yield f"{key} = {fault['input']}: {fault['msg'][0].lower()}{fault['msg'][1:]}."
+                text = violation["msg"][0].lower() + violation["msg"][1:]
+                yield f"{key} = {shown(violation['input'])}: {text}."
+
+
+def _names_a_type(part: Any) -> bool:
+    """Whether pydantic names a member of a union here, rather than a key or a position."""
+    return isinstance(part, str) and bool(re.search(r"[\[\(-]|^(int|float|str|bool|list)$", part))
+
+
+def shown(value: Any) -> str:
+    """Return a value as YAML shows it, text in quotes where it could be taken for a number."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str) and re.fullmatch(r"[-+.\d].*|true|false|null|", value):
+        return f'"{value}" (text)'
+    return str(value)
+
+
+# Building objects, ours and others', once torch may be imported.
+
+
+def build(
+    key: str, section: Mapping[str, Any], *arguments: Any, offered: Mapping[str, Any] | None = None
+) -> Any:
+    """Build the object that a section describes, or bind its values where `_partial_` is true.
+
+    Args:
+        key: of the section, for messages.
+        section: `_target_` and its arguments.
+        arguments: positional ones, passed first.
+        offered: keyword arguments that are passed if the target has parameters of these names
+            and the section does not set them (sizes that follow from the data).
+
+    Raises:
+        UserError: the target cannot be imported, does not have these parameters, or raises.
+    """
+    from hydra.utils import instantiate
+
+    values = {k: v for k, v in section.items() if k not in LOADER}
+    target = locate(key, section)
+    extra = _check_call(key, str(section["_target_"]), target, arguments, values, offered or {})
+    try:
+        return instantiate(section, *arguments, _convert_="all", **extra)
+    except UserError:
+        raise
+    except Exception as error:
+        from fashion.errors import innermost
+
+        cause = innermost(error)
+        if isinstance(cause, UserError):
+            raise UserError(f"{key}: {cause}" if key not in str(cause) else str(cause)) from error
+        reason = (str(cause).strip().splitlines() or ["no reason given"])[0]
+        raise UserError(
+            f"{key}: {section['_target_']} raised {type(cause).__name__}: {reason}"
+        ) from error
+
+
+def locate(key: str, section: Mapping[str, Any]) -> Callable[..., Any]:
+    """Return the class or function that a section names.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    from hydra.utils import get_object
+
+    name = section.get("_target_")
+    try:
+        found = get_object(str(name))
+    except Exception as error:
+        reason = str(error.__cause__ or error).strip().splitlines()
+        last = reason[-1] if reason else type(error).__name__
+        raise UserError(
+            f"{key}._target_ = {name} cannot be imported: {last} "
+            "A module of your own must lie in the current folder or be installed."
+        ) from error
+    if not callable(found):
+        raise UserError(f"{key}._target_ = {name} is neither a class nor a function.")
+    return found  # type: ignore[no-any-return]
+
+
+def _check_call(
+    key: str,
+    name: str,
+    target: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    values: Mapping[str, Any],
+    offered: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what of `offered` to pass.
+
+    Raises:
+        UserError: a parameter is unknown or missing.
+    """
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):  # a class written in C: it checks by itself
+        return {}
+    open_ended = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    extra = {k: v for k, v in offered.items() if k in parameters and k not in values}
+    known = [
+        p.name
+        for p in list(parameters.values())[len(arguments) :]
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    for parameter in values:
+        if parameter not in known and not open_ended:
+            hint = did_you_mean(parameter, known)
+            raise UserError(
+                f"{key}.{parameter}: {name} has no such parameter.{hint} "
+                f"Known: {', '.join(sorted(known))}. ~{key}.{parameter} removes the key."
+            )
+    missing = [
+        f"{key}.{p}"
+        for p in known
+        if parameters[p].default is parameters[p].empty and p not in values and p not in extra
+    ]
+    if missing:
+        raise UserError(f"{', '.join(missing)}: missing; {name} needs it.")
+    return extra
+
+
+# What the command line decides.
+
+LONGEST_NAME = 100  # characters; file systems take 255 bytes
+
+
+def folder_name(text: Any, number: Any = 0) -> str:
+    """Return a folder's name made of `text`, which may hold anything and be of any length.
+
+    Args:
+        text: a run's name, or the overrides that distinguish the runs of a grid.
+        number: what to call it where there is no text.
+    """
+    name = re.sub(r"[/\\\0-\x1f]", "_", str(text)).strip()
+    if name in ("", ".", ".."):
+        return f"run-{number}"
+    if len(name.encode()) > LONGEST_NAME:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        name = name.encode()[: LONGEST_NAME - 9].decode(errors="ignore") + "-" + digest
+    return name
+
+
+def register_resolvers() -> None:
+    """Register what conf/ uses in its interpolations."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+    OmegaConf.register_new_resolver(
+        "unless_smoke", lambda trainer, name: "smoke" if trainer == "smoke" else name, replace=True
+    )
+
+
+def start_afresh(config: Any, overrides: Iterable[str]) -> None:
+    """Drop the arguments of a class that the command line has replaced, in place.
+
+    `model.network._target_=mine.Net` begins with the defaults of that class: what conf/ passes to
+    the class that stood there goes, unless the command line gives it.
+    """
+    from omegaconf import OmegaConf, open_dict
+
+    given = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    for key in given:
+        section, _, last = key.rpartition(".")
+        node = OmegaConf.select(config, section) if last == "_target_" else None
+        if node is None:
+            continue
+        with open_dict(node):
+            for name in [n for n in node if n != "_target_"]:
+                if not any(f"{each}.".startswith(f"{section}.{name}.") for each in given):
+                    del node[name]
+
+
+def check_run(config: Any) -> None:
+    """Check a run's whole configuration.
+
+    Raises:
+        UserError: as `check`; or values contradict each other.
+    """
+    from omegaconf import OmegaConf
+
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    check(plain)
+    for key in ("name", "sweep"):
+        if plain[key] != folder_name(plain[key]) and len(plain[key]) < LONGEST_NAME:
+            raise UserError(
+                f"{key} = {shown(plain[key])}: it names a folder below logs/, and must not contain "
+                "slashes or be empty."
+            )
+    data = plain["data"]
+    validates = data.get("folds") is not None or data.get("val_size", 1)
+    if not validates and plain["callbacks"].get("early_stopping"):
+        raise UserError(
+            "data.val_size = 0 leaves no validation set to stop early on: add "
+            "callbacks.early_stopping=null, or hold images out."
+        )

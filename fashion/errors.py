@@ -1,56 +1,59 @@
-"""How every command ends when it is not well: one message, a non-zero status, no traceback."""
+"""Errors of users and how every command ends: one message, non-zero exit status, no traceback."""
 
+import contextlib
+import difflib
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    InstantiationException,
-    OverrideParseException,
+# Ctrl-C; what clusters send at the end; what `sbatch --signal=USR1` sends before it.
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 )
-from omegaconf.errors import OmegaConfBaseException
 
 
 class UserError(Exception):
-    """An error its user can fix: every command prints the message alone, without a traceback."""
+    """An error that its user can fix: commands print the message alone, without a traceback."""
 
 
 class DivergenceError(UserError):
     """The loss or the weights of a training are no longer finite."""
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C; how clusters announce the end
-
-
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM came. No Exception: what handles failures must let it pass."""
+    """Raised on the first signal of `SIGNALS`. No Exception: failure handlers must let it pass."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"Interrupted by {signal.Signals(signum).name}.")
         self.status = 128 + signum
 
 
-@contextmanager
+@contextlib.contextmanager
 def cli_errors() -> Iterator[None]:
-    """Turn a user's mistake into its message on standard error and exit status 1.
+    """Command-line error handling: one message on standard error, exit status 1.
 
-    A first SIGINT or SIGTERM becomes `Interrupted`, whose exit status is 130 or 143; a second one
-    ends the process at once. With HYDRA_FULL_ERROR=1, and for a mistake of this project's own, the
-    traceback comes through.
+    The first signal becomes `Interrupted` (exit status 128 + its number); a second one ends the
+    process at once. When the reader of a pipe goes away, output is dropped and the work goes on.
+    With HYDRA_FULL_ERROR=1, and for errors of this project itself, the traceback is printed.
     """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    # Hydra would print a traceback of its own; like this it hands every exception on to us.
+    # Hydra would print a traceback of its own; this way it raises every exception.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    if isinstance(sys.stdout, io.TextIOWrapper):  # the name of a file need not be UTF-8
-        sys.stdout.reconfigure(errors="backslashreplace")
+    stdout = sys.stdout
+    if isinstance(stdout, io.TextIOWrapper):
+        stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
+        sys.stdout = _Output(stdout)  # type: ignore[assignment]
     try:
         with _signals_raise():
             yield
@@ -62,11 +65,39 @@ def cli_errors() -> Iterator[None]:
             raise
         sys.exit(f"error: {message(innermost(error))}")
     finally:
+        sys.stdout = stdout
         if not full:
             del os.environ["HYDRA_FULL_ERROR"]
 
 
-@contextmanager
+class _Output:
+    """Standard output that goes nowhere once its reader has gone (`... | head`)."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._silence()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._silence()
+
+    def _silence(self) -> None:
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -80,79 +111,122 @@ def _signals_raise() -> Iterator[None]:
 
 
 def interrupt(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a signal handler
-    """Raise `Interrupted`, and leave the next signal its default: to end the process."""
-    _leave_to_system()
+    """Raise `Interrupted`, and restore the signals' defaults, which end the process."""
+    restore_default_signals()
     raise Interrupted(signum)
 
 
-def _leave_to_system() -> None:
+def restore_default_signals() -> None:
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
 
 
 class DeferredSignals:
-    """A first signal, noted where it comes and raised where it does no harm."""
+    """Notes the first signal; `raise_noted` raises it where no work is half done."""
 
     def __init__(self) -> None:
         self.noted: int | None = None
 
     def listen(self) -> None:
-        """Note the first signal, also where somebody else has meanwhile asked for it."""
+        """Note the first signal, also where another library has replaced the handlers."""
         if threading.current_thread() is threading.main_thread() and self.noted is None:
             for signum in SIGNALS:
                 signal.signal(signum, self._note)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler
-        _leave_to_system()
+        restore_default_signals()
         self.noted = signum
 
     def raise_noted(self) -> None:
-        """Raise `Interrupted` if a signal has come."""
         if self.noted is not None:
             raise Interrupted(self.noted)
 
 
-@contextmanager
+@contextlib.contextmanager
 def deferred_signals() -> Iterator[DeferredSignals]:
-    """Let a first signal wait for a call of `raise_noted`, or for the block's end.
+    """Defer the first signal to a call of `raise_noted`, or to the end of the block.
 
-    Raised between any two instructions, `Interrupted` may leave a queue that another thread reads
-    in the middle of something, and TensorBoard's writer then waits for ever.
+    Raised between any two instructions, `Interrupted` can leave a queue that another thread reads
+    in an inconsistent state; TensorBoard's writer then waits forever.
     """
     deferred = DeferredSignals()
+    if threading.current_thread() is not threading.main_thread():
+        yield deferred
+        return
     before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     deferred.listen()
     try:
         yield deferred
     except (Exception, SystemExit):
-        # What fails then is the signal's doing: another process has ended, and talks no more.
+        # The signal's doing: another process of the run has ended and does not answer.
         deferred.raise_noted()
         raise
     finally:
         if deferred.noted is not None:
-            _leave_to_system()  # again: Lightning may have put back what it found
-        elif threading.current_thread() is threading.main_thread():
+            restore_default_signals()  # Lightning may have put back what it found
+        else:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
     deferred.raise_noted()
 
 
-def innermost(error: Exception) -> Exception:
-    """The user's mistake itself, of what Hydra made of it."""
-    if isinstance(error, InstantiationException) and isinstance(error.__cause__, UserError):
-        return error.__cause__
+def innermost(error: BaseException) -> BaseException:
+    """Return the user's error inside what Hydra raised, with advice on how to fix it."""
+    from hydra.errors import (
+        ConfigCompositionException,
+        InstantiationException,
+        OverrideParseException,
+    )
+
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return innermost(error.__cause__)
+    if isinstance(error, OverrideParseException):
+        return UserError(_unparsable(error.override, str(error).splitlines()[0]))
     if isinstance(error, ConfigCompositionException):
+        if isinstance(error.__cause__, OverrideParseException):
+            return innermost(error.__cause__)
         if unknown := re.match(r"Could not override '([^']*)'", str(error)):
             return UserError(
-                f"{unknown[1]}: there is no such key. "
-                "python -m fashion.train --cfg job prints all there are."
+                f"{unknown[1]}: there is no such key.{did_you_mean(unknown[1], _known_keys())} "
+                "python -m fashion.train --cfg job prints all keys; +KEY=VALUE adds one."
             )
         return UserError(str(error).partition("\nConfig search path")[0])
-    if isinstance(error, OverrideParseException):
-        return UserError(f"{error.override}: this is no KEY=VALUE: {str(error).splitlines()[0]}.")
     return error
 
 
+def _unparsable(override: str, reason: str) -> str:
+    key, equals, value = override.partition("=")
+    if not equals:
+        hint = "Overrides are KEY=VALUE; a list must not contain spaces, or be quoted as a whole."
+    elif value.count("[") != value.count("]"):
+        hint = f"The shell has split it at a space. Quote it: {shlex.quote(key + '=[1,2]')}."
+    else:
+        text = value.strip("\"'").replace('"', r"\"")
+        quoted = shlex.quote(f'{key}="{text}"')
+        hint = f"Quote it for Hydra and for the shell: {quoted}."
+    return f"{override}: this is no KEY=VALUE that Hydra can read ({reason}). {hint}"
+
+
+def did_you_mean(word: str, known: Iterator[str] | list[str]) -> str:
+    """Return " Did you mean a, b?", or nothing where no known word is near."""
+    near = difflib.get_close_matches(word, list(known), 3, cutoff=0.75)
+    return f" Did you mean {', '.join(near)}?" if near else ""
+
+
+def _known_keys() -> Iterator[str]:
+    """Yield the keys in conf/: read only once a key was not found."""
+    import yaml
+
+    from fashion.config import CONF, walk
+
+    for path in Path(CONF).rglob("*.yaml"):
+        group = path.relative_to(CONF).parent.as_posix()
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for key, _ in walk(content):
+            yield key if group in (".", "experiment") else f"{group}.{key}"
+
+
 def message(error: BaseException) -> str:
-    """What an exception says, and below it what was noted on its way."""
-    return "\n".join([str(error), *getattr(error, "__notes__", [])])
+    """Return an exception's text, followed by the notes added on its way."""
+    text = str(error) or type(error).__name__
+    return "\n".join([text, *getattr(error, "__notes__", [])])

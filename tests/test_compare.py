@@ -1,4 +1,4 @@
-"""Run folders made here through Run, then the real command over them."""
+"""The real command over run folders that are made here through Run."""
 
 import csv
 import io
@@ -14,9 +14,9 @@ from conftest import Command
 from omegaconf import OmegaConf
 from scipy.stats import binom
 
-from fashion.compare import OVER_IMAGES, OVER_SEEDS, compare, render_markdown
 from fashion.errors import UserError
-from fashion.report import metrics
+from fashion.report import statistics
+from fashion.report.table import OVER_IMAGES, OVER_SEEDS, compare, render_markdown
 from fashion.runs.run import Predictions, Run
 
 LABELS = np.arange(1_000) % 10
@@ -30,9 +30,10 @@ def make_run(
     labels: np.ndarray = LABELS,
     split: str = "val",
     finished: bool = True,
+    own: dict[str, float] | None = None,
     **settings: Any,
 ) -> Run:
-    """A run that errs in the first `wrong` images, or in that slice of them."""
+    """A run that misclassifies the first `wrong` images, or that slice of them."""
     run = Run(folder)
     config = OmegaConf.create(
         {
@@ -52,7 +53,9 @@ def make_run(
     predicted[err] = (labels[err] + 1) % 10
     run.write_predictions(split, Predictions(labels, np.eye(10, dtype=np.float32)[predicted]))
     if finished:
-        run.update_metrics({"parameters": 5_539_850, "seconds": 90.0, "machine": "a laptop"})
+        run.update_metrics(
+            {"parameters": 5_539_850, "seconds": 90.0, "machine": "a laptop"} | (own or {})
+        )
     return run
 
 
@@ -72,39 +75,39 @@ def test_the_table(ladder: Path, command: Command) -> None:
     assert (done.status, done.err) == (0, "")
     # cnn: 92, 91.6 and 91.5, so mean 91.7, deviation 0.2646, times t = 4.3027, over sqrt(3).
     assert done.out.startswith("""\
-| run    |  n | val accuracy, % |         95 % over seeds |          range | parameters | minutes |
-| ------ | -: | --------------: | ----------------------: | -------------: | ---------: | ------: |
-| cnn    |  3 |           91.70 |          91.04 to 92.36 | 91.50 to 92.00 |  5,539,850 |     1.5 |
-| mlp    |  3 |           89.70 |          88.80 to 90.60 | 89.30 to 90.00 |  5,539,850 |     1.5 |
-| linear |  1 |           80.00 | n = 1: no seed interval | 80.00 to 80.00 |  5,539,850 |     1.5 |
+| run    |  n | val accuracy, % |  95 % interval |          range | parameters | minutes |
+| ------ | -: | --------------: | -------------: | -------------: | ---------: | ------: |
+| cnn    |  3 |           91.70 | 91.04 to 92.36 | 91.50 to 92.00 |  5,539,850 |     1.5 |
+| mlp    |  3 |           89.70 | 88.80 to 90.60 | 89.30 to 90.00 |  5,539,850 |     1.5 |
+| linear |  1 |           80.00 |              — | 80.00 to 80.00 |  5,539,850 |     1.5 |
 
-| against cnn | points |   95 % interval |       p | p (Holm) |
-| ----------- | -----: | --------------: | ------: | -------: |
-| mlp         |  -2.00 | """)
+| minus cnn | difference, pp |   95 % interval |       p | p (Welch) | p (Holm) |
+| --------- | -------------: | --------------: | ------: | --------: | -------: |
+| mlp       |          -2.00 | """)
     for note in (
-        "1,000 images by themselves would allow cnn 89.83 to 93.25 (Wilson)",
+        "Wilson interval of cnn for 1,000 images is 89.83 to 93.25 %",
         "on a laptop.",
-        "by a bootstrap over seeds and images together",
+        "by a bootstrap over seeds and images",
         "A single run against several",
-        "p (Holm): corrected for the 2 comparisons.",
-        "cnn is the baseline because it came out best",
+        "p (Holm): p, corrected for the 2 comparisons.",
+        "cnn is the baseline because it is the best",
     ):
         assert note in done.out
 
 
-def test_the_numbers_are_those_of_metrics(ladder: Path) -> None:
+def test_the_numbers_are_those_of_statistics(ladder: Path) -> None:
     table = compare([ladder])
     cnn, mlp, linear = table.rows
     assert (cnn.name, cnn.n, cnn.parameters, cnn.minutes) == ("cnn", 3, 5_539_850, 1.5)
-    assert (mlp.accuracy, mlp.least, mlp.most) == pytest.approx((89.7, 89.3, 90.0))
-    expected = metrics.seed_interval([90.0, 89.8, 89.3])
+    assert (mlp.accuracy, mlp.minimum, mlp.maximum) == pytest.approx((89.7, 89.3, 90.0))
+    expected = statistics.seed_interval([90.0, 89.8, 89.3])
     assert (mlp.low, mlp.high) == pytest.approx((expected.low, expected.high))
     assert (linear.low, linear.high) == (None, None)
     runs = {
-        name: np.stack([run.predictions("val").probabilities for run in Run.below(ladder / name)])
+        name: np.stack([run.predictions("val").probabilities for run in Run.find(ladder / name)])
         for name in ("cnn", "mlp", "linear")
     }
-    expected = metrics.bootstrap_difference(LABELS, runs["mlp"], runs["cnn"])
+    expected = statistics.bootstrap_difference(LABELS, runs["mlp"], runs["cnn"])
     found = table.comparisons[0]
     assert (found.name, found.method) == ("mlp", OVER_SEEDS)
     assert found[1:5] == (
@@ -113,9 +116,11 @@ def test_the_numbers_are_those_of_metrics(ladder: Path) -> None:
         100 * expected.high,
         expected.p_value,
     )
+    assert found.p_welch == statistics.welch([0.9, 0.898, 0.893], [0.92, 0.916, 0.915])
+    assert table.comparisons[1].p_welch is None  # of a single run
     assert found.difference == pytest.approx(-2)
     p_values = [comparison.p_value for comparison in table.comparisons]
-    assert [comparison.p_holm for comparison in table.comparisons] == metrics.holm(p_values)
+    assert [comparison.p_holm for comparison in table.comparisons] == statistics.holm(p_values)
 
 
 def test_csv_and_json_tell_the_same(ladder: Path, tmp_path: Path, command: Command) -> None:
@@ -125,7 +130,7 @@ def test_csv_and_json_tell_the_same(ladder: Path, tmp_path: Path, command: Comma
     assert [float(line["accuracy"]) for line in lines] == [row.accuracy for row in table.rows]
     assert [line["low"] for line in lines][2] == ""
     assert {line["baseline"] for line in lines} == {"cnn"}
-    assert [line["against_p_holm"] for line in lines] == [
+    assert [line["minus_baseline_p_holm"] for line in lines] == [
         "",
         *(str(found.p_holm) for found in table.comparisons),
     ]
@@ -156,10 +161,10 @@ def test_one_group_is_compared_with_nothing(tmp_path: Path) -> None:
     make_run(tmp_path / "a")
     table = compare([tmp_path])
     assert table.comparisons == []
-    assert "against" not in render_markdown(table)
+    assert "minus" not in render_markdown(table)
 
 
-def test_recipes_of_one_name_are_told_apart(tmp_path: Path, command: Command) -> None:
+def test_groups_of_one_name_are_told_apart(tmp_path: Path, command: Command) -> None:
     make_run(tmp_path / "a", wrong=10)
     make_run(tmp_path / "b", wrong=20, optimizer__lr=0.1)
     make_run(tmp_path / "c", wrong=30, model__network__conv=[32, 64])
@@ -173,14 +178,14 @@ def test_recipes_of_one_name_are_told_apart(tmp_path: Path, command: Command) ->
     assert [row.name for row in compare([tmp_path]).rows] == names
     table = compare([tmp_path], baseline=names[1])
     assert [round(found.difference) for found in table.comparisons] == [1, -1, -2]
-    assert "flatters" not in "".join(table.notes)
+    assert "favors" not in "".join(table.notes)
     assert "| other\\|one " in render_markdown(table)
     done = command("compare", tmp_path, "--baseline", "best")
     assert done.status == 1
     assert all(name in done.err for name in ("No group is named best", *names))
 
 
-def test_what_places_a_run_is_not_its_recipe(tmp_path: Path) -> None:
+def test_metadata_does_not_make_a_group(tmp_path: Path) -> None:
     make_run(tmp_path / "a", seed=0, name="first")
     make_run(tmp_path / "b", seed=1, name="second", test=True)
     (row,) = compare([tmp_path]).rows
@@ -212,6 +217,11 @@ def test_refuses_unfinished_runs_by_name(tmp_path: Path, command: Command) -> No
     assert "2 of 3 runs are unfinished" in done.err
     assert f"  {tmp_path / 'b'}\n  {tmp_path / 'c'}\n" in done.err
     assert f"  {tmp_path / 'a'}\n" not in done.err
+    done = command("compare", tmp_path, "--skip-unfinished")
+    assert (done.status, done.err) == (0, "")
+    assert "| best |  1 |" in done.out
+    done = command("compare", tmp_path / "b", "--skip-unfinished")
+    assert "1 of 1 runs are unfinished" in done.err
 
 
 def test_refuses_runs_without_predictions(tmp_path: Path, command: Command) -> None:
@@ -229,7 +239,7 @@ def test_refuses_other_splits(tmp_path: Path, key: str, value: int, command: Com
     make_run(tmp_path / "b", **{f"data__{key}": value})
     done = command("compare", tmp_path)
     assert done.status == 1
-    assert "different images" in done.err
+    assert "different validation images" in done.err
     assert f"{tmp_path / 'b'}  data.{key}={value}" in done.err
 
 
@@ -239,8 +249,10 @@ def test_refuses_other_labels(tmp_path: Path, labels: np.ndarray, command: Comma
     make_run(tmp_path / "b", labels=labels, optimizer__lr=0.1)
     done = command("compare", tmp_path)
     assert done.status == 1
-    assert f"other images than {tmp_path / 'a'}" in done.err
-    assert str(tmp_path / "b") in done.err
+    assert (
+        f"different images, or in another order:\n  {tmp_path / 'a'}\n  {tmp_path / 'b'}"
+        in done.err
+    )
 
 
 def test_refuses_the_same_seed_twice(tmp_path: Path, command: Command) -> None:
@@ -269,13 +281,103 @@ def test_refuses_metrics_without_numbers(tmp_path: Path) -> None:
         compare([tmp_path])
 
 
-def test_an_output_that_cannot_be_written(tmp_path: Path, command: Command) -> None:
+def test_an_existing_output_is_kept_unless_forced(tmp_path: Path, command: Command) -> None:
     make_run(tmp_path / "a")
-    done = command("compare", tmp_path, "--output", tmp_path / "a")
+    file = tmp_path / "notes.md"
+    file.write_text("mine")
+    done = command("compare", tmp_path, "--output", file)
+    assert (done.status, done.err) == (1, f"error: {file} exists; --force overwrites it.\n")
+    assert file.read_text() == "mine"
+    assert command("compare", tmp_path, "--output", file, "--force").status == 0
+    assert "| best |" in file.read_text()
+    done = command("compare", tmp_path, "--output", tmp_path / "a", "--force")
     assert done.status == 1
     assert f"{tmp_path / 'a'} cannot be written: Is a directory." in done.err
 
 
+def test_user_metrics_are_columns(tmp_path: Path, command: Command) -> None:
+    for seed, kappa in enumerate((0.8, 0.9)):
+        make_run(tmp_path / f"a{seed}", seed=seed, own={"val/kappa": kappa, "val/acc": 0.9})
+    make_run(tmp_path / "b", name="bare", wrong=300, optimizer__lr=0.1)
+    done = command("compare", tmp_path)
+    assert "|          range | kappa | parameters |" in done.out
+    assert "| best |  2 |" in done.out
+    assert "| 90.00 to 90.00 |  0.85 |" in done.out
+    assert "| 70.00 to 70.00 |     — |" in done.out
+    (line, _) = csv.DictReader(io.StringIO(command("compare", tmp_path, "--format=csv").out))
+    assert float(line["kappa"]) == pytest.approx(0.85)
+
+
+FOLDS = 5
+
+
+def make_folds(
+    folder: Path, name: str, wrong: list[int], *, seed: int = 0, **settings: Any
+) -> None:
+    """Of 1,000 images, fold f validates on 200, whose labels differ from fold to fold."""
+    for fold, count in enumerate(wrong):
+        make_run(
+            folder / f"{name}-{seed}-{fold}",
+            labels=(np.arange(200) + fold) % 10,
+            wrong=count,
+            seed=seed,
+            name=name,
+            **{"data__folds": FOLDS, "data__fold": fold, **settings},
+        )
+
+
+def test_folds_are_one_group(tmp_path: Path, command: Command) -> None:
+    make_folds(tmp_path, "cnn", [10, 20, 12, 18, 15])
+    make_folds(tmp_path, "mlp", [30, 40, 32, 38, 35], optimizer__lr=0.1)
+    table = compare([tmp_path])
+    cnn, mlp = table.rows
+    assert (cnn.n, mlp.n, table.images) == (FOLDS, FOLDS, 1_000)
+    accuracies = [95.0, 90.0, 94.0, 91.0, 92.5]
+    expected = statistics.seed_interval(accuracies)
+    assert (cnn.accuracy, cnn.low, cnn.high) == pytest.approx(expected[:3])
+    assert cnn.out_of_fold == pytest.approx(92.5)
+    (found,) = table.comparisons
+    assert (found.method, found.p_welch) == (OVER_IMAGES, None)  # paired by image, over all folds
+    assert found.p_value < 0.001
+    low, high = (100 * bound for bound in statistics.wilson(925, 1_000))
+    text = render_markdown(table)
+    assert "mean over n folds" in text
+    assert f"cnn over all 1,000 images: 92.50 % (Wilson {low:.2f} to {high:.2f} %)" in text
+    assert command("compare", tmp_path).out == text
+
+
+def test_folds_that_are_missing(tmp_path: Path, command: Command) -> None:
+    make_folds(tmp_path / "part", "cnn", [10, 20, 12])
+    (row,) = compare([tmp_path / "part"]).rows
+    assert (row.n, row.out_of_fold) == (3, None)
+    make_folds(tmp_path / "part", "cnn", [10, 20], seed=1)
+    done = command("compare", tmp_path / "part")
+    assert "The seeds of cnn have different folds" in done.err
+    assert "data.fold=2" in done.err
+    make_folds(tmp_path / "two", "cnn", [10, 20, 12])
+    make_folds(tmp_path / "two", "mlp", [10, 20], optimizer__lr=0.1)
+    done = command("compare", tmp_path / "two")
+    assert "different folds, and so different images" in done.err
+
+
+def test_folds_of_several_seeds(tmp_path: Path) -> None:
+    for seed, wrong in enumerate(([10, 20], [12, 26])):
+        make_folds(tmp_path, "cnn", wrong, seed=seed, data__folds=2)
+    (row,) = compare([tmp_path]).rows
+    assert (row.n, row.minimum, row.maximum) == pytest.approx((2, 88.5, 94.5))  # means over seeds
+    assert row.out_of_fold == pytest.approx(91.5)
+
+
+def test_folds_are_seeds_of_the_test_set(tmp_path: Path) -> None:
+    for fold in range(3):
+        make_run(
+            tmp_path / str(fold), split="test", wrong=80 + fold, data__folds=FOLDS, data__fold=fold
+        )
+    (row,) = compare([tmp_path], split="test").rows
+    assert (row.n, row.accuracy, row.out_of_fold) == (3, pytest.approx(91.9), None)
+
+
+@pytest.mark.slow
 def test_the_command_in_a_process_of_its_own(ladder: Path) -> None:
     """And it waits for no torch."""
     program = "import runpy, sys; runpy.run_module('fashion.compare', run_name='__main__')"

@@ -1,90 +1,158 @@
-"""Augmentation: raw pictures in, as many changed ones out; a whole batch at once, on its device."""
+"""Augmentation of training images: a whole batch at once, on its device, on bytes.
+
+An augmentation is any callable (images, labels) -> (images, labels):
+
+    images   uint8 (batch, 28, 28), 0..255; it may return floats of that range
+    labels   int64 (batch,); it may return probabilities (batch, classes), as CutMix does
+
+Randomness comes from torch's global generator, which is seeded at the start of each epoch, so that
+an epoch's augmentation is a function of (seed, epoch). `set_epoch(epoch, epochs)` is called before
+each epoch where it exists. torchvision's v2 transforms work as they are (`per_image`).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from fashion.config import NonNegativeInt, Pixels
+from fashion.errors import UserError
+
+Augment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-class Augmentation(nn.Module):
-    """Mirrors, shifts and erases; the identity in evaluation.
-
-    It works on bytes, before normalisation makes four of each: three passes over a few hundred
-    kilobytes a batch. What is drawn comes from torch's global generator, so that it is a function
-    of (seed, epoch) as long as that is seeded at each epoch's start.
+class Augmentation:
+    """Horizontal flips, translations and random erasing, in this order.
 
     Args:
-        epochs: how many there are in all: what exceeds `whole` is erased, so that a short training
-            learns from whole pictures and a long one does not learn them by heart.
-        shift: greatest distance, in pixels, by which a picture is moved along each axis; every
-            whole distance is as likely. Black comes in at the edges.
-        mirror: whether to mirror left and right, one half of the pictures in even epochs and the
-            other in odd ones: two epochs see every picture both ways, where fresh draws would show
-            half of them the same way twice (KellerJordan/cifar10-airbench).
-        erase: side, in pixels, of the black square laid over a picture, its centre anywhere in it
-            (Zhong et al. 2020, DeVries and Taylor 2017); 0 for none.
-        whole: for how many epochs' worth each picture stays without the square, on average.
+        hflip: whether to flip left and right, one half of the images in even epochs and the other
+            in odd ones (alternating flip; Jordan 2024, KellerJordan/cifar10-airbench).
+        translate: greatest distance in pixels by which an image is moved along each axis; all
+            whole distances are equally likely. Black comes in at the edges.
+        erase: side in pixels of the black square laid over an image, its center anywhere in it
+            (cutout; DeVries and Taylor 2017, Zhong et al. 2020); 0 for none.
+        clean_epochs: expected number of epochs in which an image is not erased: a short training
+            learns from whole images, and a long one does not memorize them.
     """
 
     def __init__(
         self,
-        epochs: int,
         *,
-        translate: Pixels,
-        hflip: bool,
-        erase: Pixels,
-        clean_epochs: NonNegativeInt,
+        hflip: bool = False,
+        translate: Pixels = 0,
+        erase: Pixels = 0,
+        clean_epochs: NonNegativeInt = 0,
     ) -> None:
-        super().__init__()
-        self.translate, self.hflip, self.erase = translate, hflip, erase
-        self.erased_fraction = max(0.0, 1 - clean_epochs / epochs)
+        self.hflip, self.translate, self.erase = hflip, translate, erase
+        self.clean_epochs = clean_epochs
+        self.epoch = 0
+        self.erased_fraction = 0.0
 
-    def forward(
-        self, images: UInt8[Tensor, "batch 28 28"], epoch: int
-    ) -> UInt8[Tensor, "batch 28 28"]:
-        """The pictures as this epoch, counted from 0, shows them."""
-        if self.training:
-            if self.hflip:
-                images = alternating_hflip(images, epoch)
-            if self.translate:
-                images = random_translation(images, self.translate)
-            if self.erase and self.erased_fraction:
-                images = random_erasing(images, self.erase, self.erased_fraction)
-        return images
+    def set_epoch(self, epoch: int, epochs: int) -> None:
+        """Prepare for `epoch` (from 0) of `epochs`; -1 if their number is not known.
+
+        Raises:
+            UserError: the number of epochs is needed and not known.
+        """
+        if epochs < 1 and self.erase and self.clean_epochs:
+            raise UserError(
+                f"augmentation.clean_epochs = {self.clean_epochs}: the fraction of erased images "
+                "follows from trainer.max_epochs, which must be set."
+            )
+        self.epoch = epoch
+        self.erased_fraction = max(0.0, 1 - self.clean_epochs / epochs) if epochs > 0 else 1.0
+
+    def __call__(
+        self, images: UInt8[Tensor, "batch 28 28"], labels: Tensor
+    ) -> tuple[UInt8[Tensor, "batch 28 28"], Tensor]:
+        if self.hflip:
+            images = alternating_hflip(images, self.epoch)
+        if self.translate:
+            images = random_translation(images, self.translate)
+        if self.erase and self.erased_fraction:
+            images = random_erasing(images, self.erase, self.erased_fraction)
+        return images, labels
+
+
+class Chain:
+    """Augmentations one after the other.
+
+    Args:
+        steps: each one an augmentation as in this module's description, or a torchvision transform.
+    """
+
+    def __init__(self, *, steps: list[Any]) -> None:
+        self.steps = [per_image(step) for step in steps]
+
+    def set_epoch(self, epoch: int, epochs: int) -> None:
+        for step in self.steps:
+            if hasattr(step, "set_epoch"):
+                step.set_epoch(epoch, epochs)
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        for step in self.steps:
+            images, labels = step(images, labels)
+        return images, labels
+
+
+def per_image(augmentation: Any) -> Augment:
+    """Adapt a torchvision transform; other augmentations are returned as they are.
+
+    A torchvision transform draws once per call, so that it is applied to each image on its own.
+    CutMix and MixUp mix the images of a batch, and are applied to it.
+    """
+    from torchvision.transforms import v2
+
+    if isinstance(augmentation, v2.CutMix | v2.MixUp):
+
+        def mixed(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            mixture, targets = augmentation(images.unsqueeze(1).float(), labels)
+            return mixture.squeeze(1), targets
+
+        return mixed
+    if isinstance(augmentation, v2.Transform):
+
+        def each(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            changed: Sequence[Tensor] = [augmentation(image) for image in images.unsqueeze(1)]
+            return torch.stack(list(changed)).squeeze(1), labels
+
+        return each
+    return augmentation  # type: ignore[no-any-return]
 
 
 def alternating_hflip(images: UInt8[Tensor, "batch h w"], epoch: int) -> UInt8[Tensor, "batch h w"]:
-    """Every other epoch each picture mirrored; which epochs, the parity of its pixels' sum says.
+    """Flip each image every other epoch; the parity of the pixel sum decides which.
 
-    That is as good as a coin thrown once for each picture, and asks for no record of the throws;
-    and mirroring does not change it.
+    So no state per image is needed, and two epochs show every image both ways, where independent
+    draws would show half of them the same way twice (Jordan 2024).
     """
-    turned = (images.sum((1, 2)) + epoch) % 2 == 1
-    return torch.where(turned[:, None, None], images.flip(2), images)
+    flipped = (images.sum((1, 2)) + epoch) % 2 == 1
+    return torch.where(flipped[:, None, None], images.flip(2), images)
 
 
 def random_translation(images: UInt8[Tensor, "batch h w"], most: int) -> UInt8[Tensor, "batch h w"]:
-    """Each picture moved by -most..most whole pixels along both axes."""
+    """Move each image by -most..most whole pixels along both axes."""
     count, height, width = images.shape
-    # Every place that a picture can be cut out at, as a view: nothing is copied but what is chosen.
+    # Every position that an image can be cut out at, as a view: only what is chosen is copied.
     windows = functional.pad(images, (most,) * 4).unfold(1, height, 1).unfold(2, width, 1)
     y, x = torch.randint(2 * most + 1, (2, count), device=images.device)
     return windows[torch.arange(count, device=images.device), y, x]
 
 
 def random_erasing(
-    images: UInt8[Tensor, "batch h w"], side: int, share: float
+    images: UInt8[Tensor, "batch h w"], side: int, fraction: float
 ) -> UInt8[Tensor, "batch h w"]:
-    """A black square on a `share` of the pictures; it may hang over the edge."""
+    """Lay a black square over a `fraction` of the images; it may reach over the edge."""
     count, device = len(images), images.device
 
     def within(size: int) -> Tensor:
         first = torch.randint(size, (count, 1), device=device) - side // 2
-        places = torch.arange(size, device=device)
-        return (places >= first) & (places < first + side)
+        positions = torch.arange(size, device=device)
+        return (positions >= first) & (positions < first + side)
 
     rows, columns = within(images.shape[1]), within(images.shape[2])
-    chosen = torch.rand(count, 1, device=device) < share
+    chosen = torch.rand(count, 1, device=device) < fraction
     return images.masked_fill((rows & chosen)[:, :, None] & columns[:, None, :], 0)

@@ -1,124 +1,158 @@
-"""Fashion-MNIST as a LightningDataModule: verified, split, batched, augmented and normalised."""
+"""Fashion-MNIST as a LightningDataModule: verified, split, batched, augmented and normalized."""
 
+import inspect
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 import torchvision
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Num, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fashion import config as schema
-from fashion.config import NonNegativeInt, PositiveInt, Seed
-from fashion.data import download as idx
+from fashion.config import NonNegativeInt, PositiveInt, Seed, check_sizes
+from fashion.data import CLASSES, download
+from fashion.data.augmentation import Augment, per_image
 from fashion.errors import UserError
 
-CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
-# Mean and standard deviation of the training pictures' pixels after scaling to 0..1.
+# Mean and standard deviation of the training images' pixels after scaling to 0..1.
 MEAN, STD = 0.2860, 0.3530
 # Without gradients a step is cheap, so its overhead shows: larger batches, of bounded memory.
 EVAL_BATCH_SIZE = 250
-# Small training batches come several at once: to fetch, augment and normalize them, and to call
-# Lightning's training loop, costs nearly as much for one as for all.
-PICTURES_AT_ONCE = 256
+# Small training batches are indexed, augmented and normalized several at once, which costs nearly
+# as much for one as for all.
+IMAGES_AT_ONCE = 256
+# Class names of torchvision's data sets in the same format.
+CLASS_NAMES = {
+    "FashionMNIST": CLASSES,
+    "MNIST": tuple(map(str, range(10))),
+    "KMNIST": ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+}
 
 Batch = tuple[Tensor, Tensor]
 
 
-def normalize(images: UInt8[Tensor, "batch 28 28"]) -> Float[Tensor, "batch 1 28 28"]:
-    """Raw pixels scaled to 0..1, then to the training pictures' zero mean and unit deviation."""
-    return images.unsqueeze(1).float().sub_(MEAN * 255).div_(STD * 255)
+def normalize(images: Num[Tensor, "batch 28 28"]) -> Float[Tensor, "batch 1 28 28"]:
+    """Scale pixels 0..255 to the training images' zero mean and unit standard deviation."""
+    return images.unsqueeze(1).to(torch.float32, copy=True).sub_(MEAN * 255).div_(STD * 255)
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """What one epoch's randomness starts from: a function of both, not of what ran before."""
+    """Return the seed of one epoch's randomness: a function of both, not of what ran before."""
     return (seed << 24) + epoch
 
 
-class ImageSet(Dataset[Batch]):
-    """A split in memory: pictures as bytes, labels, and their positions in the official file."""
+@dataclass(frozen=True)
+class ImageSet:
+    """A split in memory: images as bytes, labels, and their positions in the official file."""
 
-    def __init__(
-        self,
-        images: UInt8[Tensor, "n 28 28"],
-        labels: Int[Tensor, " n"],
-        indices: Int[Tensor, " n"],
-    ) -> None:
-        self.images, self.labels, self.indices = images, labels, indices
+    images: UInt8[Tensor, "n 28 28"]
+    labels: Int[Tensor, " n"]
+    indices: Int[Tensor, " n"]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, position: int) -> Batch:
-        return self.images[position], self.labels[position]
-
-    def __getitems__(self, positions: Int[Tensor, " batch"]) -> Batch:
-        """A whole batch by one indexing operation; DataLoader asks for this one if it is there."""
-        return self.images[positions], self.labels[positions]
+    def __getitem__(self, positions: Int[Tensor, " m"]) -> "ImageSet":
+        return ImageSet(self.images[positions], self.labels[positions], self.indices[positions])
 
 
-class Batches(Sampler[Tensor]):
-    """Positions of the pictures of each batch, of which this process gets its share.
+class BatchLoader:
+    """Iterate over an ImageSet in normalized batches: images (batch, 1, 28, 28) and labels.
 
-    With a seed the order is a new one each epoch, a function of (seed, epoch) alone. Each of
-    `processes` takes every so-manyth picture of a batch: each picture is seen once an epoch, the
-    processes take equally many steps, and their shares differ by one picture at most.
+    Images are indexed, augmented and normalized on `device`, without worker processes: a batch is
+    ready sooner than another process could hand it over.
+
+    Args:
+        data: what to iterate over.
+        batch_size: images per batch, over all processes.
+        seed: of the order, which is a function of (seed, epoch); None keeps the order.
+        augmentation: of training images, or None.
+        epochs: of the whole training, for the augmentation.
+        rank: of this process, which takes images rank, rank + world_size, ... of each batch: each
+            image is seen once per epoch, and shards differ in size by one image at most.
+        world_size: number of processes.
+        chunked: yield all batches that were prepared at once as one (see training/fast_path.py).
+        fixed: whether every epoch has the order of the first, as overfit_batches needs.
+        device: where to prepare batches.
     """
 
     def __init__(
-        self, size: int, batch_size: int, seed: int | None, rank: int, processes: int
+        self,
+        data: ImageSet,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        augmentation: Augment | None = None,
+        epochs: int = -1,
+        rank: int = 0,
+        world_size: int = 1,
+        chunked: bool = False,
+        fixed: bool = False,
+        device: torch.device | None = None,
     ) -> None:
-        self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.rank, self.processes = rank, processes
+        self.images, self.labels = data.images.to(device), data.labels.to(device)
+        self.batch_size, self.seed, self.fixed = batch_size, seed, fixed
+        self.augmentation, self.epochs = augmentation, epochs
+        self.rank, self.world_size = rank, world_size
+        # Shards of several batches could not be told apart once they are joined.
+        self.at_once = max(1, IMAGES_AT_ONCE // batch_size) if world_size == 1 else 1
+        self.chunked = chunked
         self.epoch = 0
 
+    batch_sampler = None
+
     @property
-    def sampler(self) -> "Batches":
-        """Where Lightning looks for `set_epoch`."""
+    def sampler(self) -> "BatchLoader":
+        """Return where Lightning looks for `set_epoch`."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return math.ceil(self.size / self.batch_size)
+        images = self.batch_size * (self.at_once if self.chunked else 1)
+        return math.ceil(len(self.labels) / images)
 
-    def __iter__(self) -> Iterator[Int[Tensor, " share"]]:
+    def __iter__(self) -> Iterator[Batch]:
+        if hasattr(self.augmentation, "set_epoch"):
+            self.augmentation.set_epoch(self.epoch, self.epochs)
+        for positions in self._order().split(self.at_once * self.batch_size):
+            mine = positions[self.rank :: self.world_size].to(self.images.device)
+            images, labels = self.images[mine], self.labels[mine]
+            if self.augmentation is not None:
+                images, labels = self.augmentation(images, labels)
+            images = normalize(images)
+            if self.chunked or self.at_once == 1:
+                yield images, labels
+            else:
+                size = self.batch_size
+                yield from zip(images.split(size), labels.split(size), strict=True)
+
+    def _order(self) -> Int[Tensor, " n"]:
         if self.seed is None:
-            order = torch.arange(self.size)
-        else:
-            generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
-            order = torch.randperm(self.size, generator=generator)
-        for batch in order.split(self.batch_size):
-            yield batch[self.rank :: self.processes]
+            return torch.arange(len(self.labels))
+        seed = epoch_seed(self.seed, 0 if self.fixed else self.epoch)
+        return torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed))
 
 
 class FashionMNIST(pl.LightningDataModule):
-    """The official 60,000 split into training and validation, and the official test set apart.
+    """The official 60,000 images split into training and validation, and the test set apart.
 
     Args:
         seed: of the batches' order.
-        augmentation: of raw training pictures (batch, 28, 28) in an epoch, from 0; None for none.
-        root: data folder; the four files lie in ROOT/FashionMNIST/raw, and are brought if missing.
-        batch_size: training pictures a step, shared by all processes.
-        val_size: pictures held out for validation, stratified by class; 0 trains on all.
+        augmentation: of training images, as fashion.data.augmentation describes; None for none.
+        root: data folder; the files lie in ROOT/FashionMNIST/raw, and are downloaded if missing.
+        batch_size: training images per step, shared by all processes.
+        val_size: images of the validation set, stratified by class; 0 trains on all.
         split_seed: of the split, so that every run of a comparison shares it.
         official: whether the files must be those of the release of 2017-08-31.
+        dataset: torchvision's name of a data set in the same format, and the folder below `root`.
+        classes: names of the classes; None for the data set's own.
+        folds: number of folds of a stratified cross-validation, which replaces `val_size`.
+        fold: which of them, from 0, is the validation set.
     """
 
     train: ImageSet
@@ -127,124 +161,163 @@ class FashionMNIST(pl.LightningDataModule):
 
     def __init__(
         self,
-        seed: int,
-        augmentation: Callable[[Tensor, int], Tensor] | None = None,
+        seed: int = 0,
+        augmentation: Any = None,
         *,
-        root: str,
-        batch_size: PositiveInt,
-        val_size: NonNegativeInt,
-        split_seed: Seed,
-        official: bool,
+        root: str = "data",
+        batch_size: PositiveInt = 32,
+        val_size: NonNegativeInt = 10_000,
+        split_seed: Seed = 0,
+        official: bool = True,
+        dataset: Literal["FashionMNIST", "MNIST", "KMNIST"] = "FashionMNIST",
+        classes: list[str] | None = None,
+        folds: PositiveInt | None = None,
+        fold: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
         self.seed = seed
-        self.augmentation = augmentation
-        self.root = Path(root)
+        self.augmentation = None if augmentation is None else per_image(augmentation)
+        self.dataset = dataset
+        self.root = download.data_folder(root, dataset)
         self.batch_size = batch_size
         self.val_size = val_size
         self.split_seed = split_seed
-        self.official = official
+        self.official = official and dataset == "FashionMNIST"
+        self.classes = tuple(classes or CLASS_NAMES[dataset])
+        self.folds, self.fold = folds, fold
+        if folds is not None and not fold < folds:
+            raise UserError(f"data.fold = {fold}: the folds are 0 to {folds - 1}.")
+        self.chunked = False  # see training/fast_path.py
 
     @property
     def steps(self) -> int:
-        """Training steps an epoch, once the data is set up."""
+        """Return the training steps per epoch, once the data is set up."""
         return math.ceil(len(self.train) / self.batch_size)
 
     def prepare_data(self) -> None:
-        """Bring and verify the files.
+        """Download and verify the files.
 
         Raises:
-            UserError: they are not there and cannot be brought, or are not what they should be.
+            UserError: they are missing and cannot be downloaded, or are not what they should be.
         """
-        if self.official:
-            idx.ensure(self.root)
-        else:
-            idx.ensure_consistent(self.root)
+        folder = download.raw_folder(self.root, self.dataset)
+        if self.dataset != "FashionMNIST" and not folder.exists():
+            try:
+                getattr(torchvision.datasets, self.dataset)(self.root, download=True)
+            except (OSError, RuntimeError) as error:
+                raise UserError(
+                    f"{self.dataset} is not in {folder} and cannot be downloaded: {error} "
+                    f"Put its four idx files there."
+                ) from error
+        download.prepare(self.root, official=self.official, dataset=self.dataset)
 
     def setup(self, stage: str) -> None:
         """Load what `stage` needs: "fit" and "validate" never read the test set.
 
         Raises:
-            UserError: a label is not a class, or a size does not fit the number of pictures.
+            UserError: a label is not a class, or a size does not fit the number of images.
         """
-        if stage == "test":
-            self.test = self._read(train=False)
+        if stage in ("test", "predict"):
+            if not hasattr(self, "test"):
+                self.test = self._read(train=False)
         elif not hasattr(self, "train"):
             everything = self._read(train=True)
-            schema.check_sizes(len(everything), self.val_size, self.batch_size)
-            train, val = stratified_split(everything.labels, self.val_size, self.split_seed)
-            self.train, self.val = (
-                ImageSet(everything.images[part], everything.labels[part], part)
-                for part in (train, val)
-            )
+            labels, size = everything.labels, self.val_size
+            if self.folds is None:
+                check_sizes(len(labels), size, self.batch_size)
+                train, val = stratified_split(labels, size, self.split_seed)
+            else:
+                train, val = stratified_fold(labels, self.folds, self.fold, self.split_seed)
+            self.train, self.val = everything[train], everything[val]
 
     def _read(self, *, train: bool) -> ImageSet:
-        raw = idx.raw_folder(self.root)
+        raw = download.raw_folder(self.root, self.dataset)
         old = raw.with_name("processed")
         if old.exists():  # torchvision prefers it to the verified files
-            raise UserError(f"{old} is of an old torchvision, and verified by nobody; remove it.")
-        dataset = torchvision.datasets.FashionMNIST(self.root, train=train)
-        if dataset.targets.max() >= len(CLASSES):
+            raise UserError(f"{old} is of an old torchvision, and not verified; remove it.")
+        data = getattr(torchvision.datasets, self.dataset)(self.root, train=train)
+        if data.targets.max() >= len(self.classes):
             raise UserError(
-                f"{raw} holds the label {int(dataset.targets.max())}; "
-                f"labels go from 0 to {len(CLASSES) - 1}."
+                f"{raw} holds the label {int(data.targets.max())}; labels go from 0 to "
+                f"{len(self.classes) - 1}. data.classes=[...] names more classes."
             )
-        return ImageSet(dataset.data, dataset.targets, torch.arange(len(dataset.targets)))
+        return ImageSet(data.data, data.targets, torch.arange(len(data.targets)))
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        # One at a time where processes must keep in step, or where Lightning counts them.
-        one = self.trainer and (
-            self.trainer.world_size > 1 or isinstance(self.trainer.limit_train_batches, int)
+    def train_dataloader(self) -> BatchLoader:
+        trainer = self.trainer
+        return self._loader(
+            self.train,
+            self.batch_size,
+            seed=self.seed,
+            augmentation=self.augmentation,
+            epochs=(trainer and trainer.max_epochs) or -1,
+            chunked=self.chunked,
+            fixed=bool(trainer and trainer.overfit_batches),
         )
-        together = 1 if one else max(1, PICTURES_AT_ONCE // self.batch_size)
-        return self._loader(self.train, together * self.batch_size, self.seed)
 
-    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
-        return self._loader(self.val, EVAL_BATCH_SIZE) if self.val_size else []
+    def val_dataloader(self) -> BatchLoader | list[Any]:
+        return self._loader(self.val, EVAL_BATCH_SIZE) if len(self.val) else []
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> BatchLoader:
         return self._loader(self.test, EVAL_BATCH_SIZE)
 
-    def _loader(
-        self, pictures: ImageSet, batch_size: int, seed: int | None = None
-    ) -> DataLoader[Batch]:
-        rank, processes = 0, 1
-        if self.trainer:
-            rank, processes = self.trainer.global_rank, self.trainer.world_size
-        batches = Batches(len(pictures), batch_size, seed, rank, processes)
-        # No workers: a batch is ready sooner than another process could hand it over. A generator
-        # of its own, since a new iterator draws a number, now before EpochSeed and now after it.
-        return DataLoader(
-            pictures,
-            batch_sampler=batches,  # type: ignore[arg-type]
-            collate_fn=_as_it_is,  # type: ignore[arg-type]
-            generator=torch.Generator(),
-        )
+    predict_dataloader = test_dataloader
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002
-        """Augment and normalize on the device: a quarter of the bytes travels."""
-        images, labels = batch
-        if self.augmentation is not None and self.trainer and self.trainer.training:
-            images = self.augmentation(images, self.trainer.current_epoch)
-        return normalize(images), labels
+    def _loader(self, data: ImageSet, batch_size: int, **options: Any) -> BatchLoader:
+        if trainer := self.trainer:
+            options |= {"rank": trainer.global_rank, "world_size": trainer.world_size}
+            options["device"] = trainer.strategy.root_device
+        return BatchLoader(data, batch_size, **options)
 
 
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
+def from_config(section: dict[str, Any], seed: int = 0, augmentation: Any = None) -> Any:
+    """Build the LightningDataModule of a configuration's `data` section, which may be foreign.
+
+    Raises:
+        UserError: it cannot be built, or is no LightningDataModule.
+    """
+    from fashion.config import build, locate
+
+    target = locate("data", section)
+    parameters = inspect.signature(target).parameters
+    offered = {"seed": seed, "augmentation": augmentation}
+    data = build("data", section, offered={k: v for k, v in offered.items() if k in parameters})
+    if not isinstance(data, pl.LightningDataModule):
+        raise UserError(f"data._target_ = {section['_target_']}: it is no LightningDataModule.")
+    return data
 
 
 def stratified_split(
     labels: Int[Tensor, " n"], val_size: int, seed: int
 ) -> tuple[Int[Tensor, " train"], Int[Tensor, " val"]]:
-    """Positions for training and for validation, ascending; each class keeps its share.
+    """Return positions for training and for validation, ascending; each class keeps its share."""
+    order = _stratified_order(labels, seed)
+    return order[val_size:].sort().values, order[:val_size].sort().values
 
-    Within a class pictures are ranked at random; those with the lowest rank, relative to the size
-    of their class, are held out.
+
+def stratified_fold(
+    labels: Int[Tensor, " n"], folds: int, fold: int, seed: int
+) -> tuple[Int[Tensor, " train"], Int[Tensor, " val"]]:
+    """Return the positions outside and inside one of `folds` stratified folds, ascending.
+
+    The folds' sizes differ by one image at most, and each image lies in exactly one of them.
+    """
+    bounds = [round(len(labels) * part / folds) for part in (fold, fold + 1)]
+    order = _stratified_order(labels, seed)
+    inside = order[bounds[0] : bounds[1]]
+    outside = torch.cat([order[: bounds[0]], order[bounds[1] :]])
+    return outside.sort().values, inside.sort().values
+
+
+def _stratified_order(labels: Int[Tensor, " n"], seed: int) -> Int[Tensor, " n"]:
+    """Return all positions in an order of which every part holds each class by its share.
+
+    Within a class images are ranked at random; the order is that of the rank relative to the size
+    of the class.
     """
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     rank = torch.empty(len(labels), dtype=torch.float64)
     for label in labels.unique():
         members = shuffled[labels[shuffled] == label]
         rank[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
-    order = rank.argsort(stable=True)
-    return order[val_size:].sort().values, order[:val_size].sort().values
+    return rank.argsort(stable=True)

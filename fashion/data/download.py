@@ -1,15 +1,13 @@
-"""The dataset's four idx files: found, fetched, verified, put in place. Imports no torch.
+"""The dataset's four idx files: download, verification, installation. Imports no torch.
 
-python -m fashion.data.download [ROOT]        bring the data to ROOT (default: data)
+python -m fashion.data.download [ROOT]        download the data to ROOT (default: data)
 """
 
 import argparse
-import contextlib
 import errno
 import gzip
 import hashlib
 import http.client
-import json
 import math
 import shutil
 import subprocess
@@ -18,13 +16,13 @@ import urllib.request
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fashion.errors import UserError, cli_errors
 
 
 class Payload(NamedTuple):
-    """What a decompressed file of the release of 2017-08-31 must hold."""
+    """Size and hash of a decompressed file of the release of 2017-08-31."""
 
     size: int  # bytes
     sha256: str
@@ -61,18 +59,50 @@ FETCH_ERRORS = (
     subprocess.SubprocessError,
 )
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-VERIFIED = (
-    ".verified.json"  # {file name: [size, modification time in ns]} of files that once passed
-)
 
 
-def raw_folder(root: Path) -> Path:
-    """Where torchvision keeps the decompressed files below a data folder."""
-    return root / "FashionMNIST" / "raw"
+def raw_folder(root: Path, dataset: str = "FashionMNIST") -> Path:
+    """Return where torchvision keeps the decompressed files below a data folder."""
+    return root / dataset / "raw"
+
+
+def data_folder(root: str, dataset: str = "FashionMNIST") -> Path:
+    """Return a data folder as an absolute path, `~` expanded.
+
+    A path that leads one or two levels too deep (DATA/FashionMNIST, DATA/FashionMNIST/raw) is
+    understood: taken literally, it would be filled with a second copy of the data.
+    """
+    path = Path(root).expanduser().absolute()
+    if path.name == "raw" and path.parent.name == dataset:
+        return path.parent.parent
+    if path.name == dataset and (path / "raw").is_dir():
+        return path.parent
+    return path
+
+
+def prepare(root: Path, *, official: bool, dataset: str = "FashionMNIST") -> int:
+    """Verify the files of a data folder, downloading Fashion-MNIST if missing; imports no torch.
+
+    Args:
+        root: the data folder.
+        official: whether the files must be those of the release of 2017-08-31.
+        dataset: torchvision's name; it is the folder's name below `root`.
+
+    Returns:
+        How many training images there are.
+
+    Raises:
+        UserError: a file is missing and cannot be downloaded, or is not what it should be.
+    """
+    if official:
+        ensure(root)
+    else:
+        ensure_consistent(root, dataset)
+    return training_images(root, dataset)
 
 
 def ensure(root: Path) -> None:
-    """Bring the four official files to `root`, from the first source that has them; verify each.
+    """Put the four official files into `root`, from the first source that has them; verify each.
 
     Sources, in order: `root` itself (decompressed or .gz), what Debian's package has installed,
     torchvision's mirrors, the Debian package fetched and unpacked without root.
@@ -111,20 +141,20 @@ def verify(root: Path) -> None:
         path = raw_folder(root) / name
         if not path.exists():
             raise UserError(
-                f"{path} is missing. python -m fashion.data.download {root} brings the data there."
+                f"{path} is missing; python -m fashion.data.download {root} downloads it."
             )
-        check(path, remember=False)
+        check(path)
 
 
-def ensure_consistent(root: Path) -> None:
+def ensure_consistent(root: Path, dataset: str = "FashionMNIST") -> None:
     """Check that `root` holds four idx files that fit together, official or not.
 
     Raises:
         UserError: a file is missing, broken, empty, or does not fit its partner.
     """
     for part in ("train", "t10k"):
-        images = raw_folder(root) / f"{part}-images-idx3-ubyte"
-        labels = raw_folder(root) / f"{part}-labels-idx1-ubyte"
+        images = raw_folder(root, dataset) / f"{part}-images-idx3-ubyte"
+        labels = raw_folder(root, dataset) / f"{part}-labels-idx1-ubyte"
         shape, (count,) = read_header(images, 3), read_header(labels, 1)
         if shape != (count, 28, 28):
             raise UserError(
@@ -132,45 +162,34 @@ def ensure_consistent(root: Path) -> None:
                 f"{count} x 28 x 28 is needed."
             )
         if not count:
-            raise UserError(f"{images} holds no pictures.")
+            raise UserError(f"{images} holds no images.")
 
 
-def check(path: Path, *, remember: bool = True) -> None:
-    """Verify one official file by SHA-256, or by size and modification time if it passed before.
-
-    Args:
-        path: of the file.
-        remember: whether to write down that it passed, beside it.
+def check(path: Path) -> None:
+    """Verify one official file by SHA-256 (0.05 s for all four).
 
     Raises:
         UserError: the file is not the official one; the message says in what way.
     """
-    memory = path.parent / VERIFIED
     try:
-        stat = path.stat()
-        fingerprint = [stat.st_size, stat.st_mtime_ns]
-        if _read_verified(memory).get(path.name) == fingerprint:
-            return
-        fault = _fault(path.name, path)
+        violation = _violation(path.name, path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
-    if fault:
+    if violation:
         raise UserError(
-            f"{path} is not Fashion-MNIST's official file: {fault}. "
-            f"Remove it and run scripts/get_data {_root_of(path)} to get it anew "
+            f"{path} is not Fashion-MNIST's official file: {violation}. "
+            f"Remove it and run scripts/get_data {_root_of(path)} to download it again "
             "(or set data.official=false to train on other data in this format)."
         )
-    if remember:
-        _remember(memory, path.name, fingerprint)
 
 
-def training_pictures(root: Path) -> int:
-    """How many there are below `root`, whose files have been checked."""
-    return read_header(raw_folder(root) / "train-images-idx3-ubyte", 3)[0]
+def training_images(root: Path, dataset: str = "FashionMNIST") -> int:
+    """Return how many there are below `root`, whose files have been checked."""
+    return read_header(raw_folder(root, dataset) / "train-images-idx3-ubyte", 3)[0]
 
 
 def read_header(path: Path, dimensions: int) -> tuple[int, ...]:
-    """The shape that an idx file of unsigned bytes declares, proven to fit the file's length.
+    """Return the shape that an idx file of unsigned bytes declares, if it fits the file's length.
 
     Reads 16 bytes at most, so that a lying header allocates nothing.
     Format: http://yann.lecun.com/exdb/mnist/ (two zero bytes, type 0x08, number of dimensions,
@@ -209,25 +228,8 @@ def _root_of(path: Path) -> Path:
     return path.parent.parent.parent
 
 
-def _read_verified(memory: Path) -> dict[str, Any]:
-    try:
-        # A pipe would keep its reader waiting.
-        content = json.loads(memory.read_text()) if memory.is_file() else {}
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _remember(memory: Path, name: str, fingerprint: list[int]) -> None:
-    # A read-only data folder is fine: its files are then hashed each time.
-    with contextlib.suppress(OSError), tempfile.TemporaryDirectory(dir=memory.parent) as scratch:
-        new = Path(scratch) / memory.name
-        new.write_text(json.dumps(_read_verified(memory) | {name: fingerprint}))
-        new.replace(memory)
-
-
-def _fault(name: str, path: Path) -> str | None:
-    """In what way `path` is not the official file `name`; None if it is."""
+def _violation(name: str, path: Path) -> str | None:
+    """Return in what way `path` is not the official file `name`; None if it is."""
     if not path.is_file():
         return "it is not a file"
     expected = PAYLOADS[name]
@@ -279,7 +281,7 @@ def _fetch(missing: list[str], folder: Path, scratch: Path) -> None:
         f"Fashion-MNIST is not in {folder} and no source had it whole:\n"
         + "\n".join(reports)
         + "\n"
-        "Any one of these mends it:\n"
+        "Any one of these fixes it:\n"
         f"  apt-get install {DEBIAN_PACKAGE}            (Debian, Ubuntu)\n"
         "  scripts/get_data                                  (once this machine has a network)\n"
         f"  put the four files into {folder}\n"
@@ -310,11 +312,9 @@ def _install(name: str, compressed: Path, folder: Path, scratch: Path) -> None:
     with gzip.open(compressed) as source, new.open("wb") as target:
         # One byte beyond the expected size is enough to know, whatever a hostile file expands to.
         target.write(source.read(limit + 1))
-    if fault := _fault(name, new):
-        raise ValueError(f"{compressed.name}: {fault}")
-    stat = new.stat()
+    if violation := _violation(name, new):
+        raise ValueError(f"{compressed.name}: {violation}")
     new.replace(folder / name)
-    _remember(folder / VERIFIED, name, [stat.st_size, stat.st_mtime_ns])
 
 
 def _download(mirror: str, filename: str, scratch: Path) -> Path:
@@ -351,11 +351,11 @@ def _run(command: list[str], folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m fashion.data.download",
-        description="Bring Fashion-MNIST's four files, verified.",
+        description="Download and verify Fashion-MNIST's four files.",
     )
-    parser.add_argument("root", nargs="?", type=Path, default="data", help="default: data")
-    root = parser.parse_args().root
+    parser.add_argument("root", nargs="?", default="data", help="default: data")
     with cli_errors():
+        root = data_folder(parser.parse_args().root)
         ensure(root)
     print(f"Fashion-MNIST is in {raw_folder(root)}, verified.")
 

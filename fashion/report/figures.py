@@ -1,8 +1,8 @@
-"""Figures drawn from numbers, for the report, TensorBoard and README; no files.
+"""Figures for the report, TensorBoard, slides and README; drawn from numbers, no files.
 
-Each function returns a `matplotlib.figure.Figure` that belongs to nobody else: pyplot, with its
-list of open figures and its choice of a backend, has no part in it. A figure holds one chart,
-small enough to be read on a telephone; a page sets several side by side.
+Each function returns a `matplotlib.figure.Figure` of its own; pyplot, with its global list of
+figures and its choice of a backend, is not used. A figure holds one chart, small enough to be read
+on a phone; a page sets several side by side.
 """
 
 import textwrap
@@ -16,98 +16,75 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
-from fashion.data.datamodule import CLASSES
-from fashion.report.metrics import ClassScore, Reliability, accuracy_interval
+from fashion.report.evaluation import Evaluation
+from fashion.report.metrics import ClassScore, Reliability, percent
+from fashion.report.statistics import wilson
 
-# The report replaces these five by its own variables, so that a figure follows light and dark.
+# The pages replace these five by CSS variables, so that a figure follows light and dark.
 INK, MUTED, FAINT, ACCENT, PAPER = "#1c1b1a", "#6b6864", "#dcd8d2", "#b0401c", "#ffffff"
-# One hue from paper to nearly black: its lightness alone tells more from less, to every eye.
+# One hue from paper to nearly black: lightness alone orders the values, whatever colors one sees.
 ERRORS = LinearSegmentedColormap.from_list(
     "errors", [PAPER, "#f3c6b0", "#d9774f", ACCENT, "#571a06"]
 )
 
-THIN = "\u202f"  # a narrow space at which no line breaks
-FEW = 4  # values of a parameter that stand side by side, whatever lies between them
+FEW = 4  # values of a parameter that stand side by side, whatever their distance
 
-# Of one quantity, an epoch each; None or NaN where an epoch has none.
+# One value per epoch; None or NaN where an epoch has none.
 Series = Sequence[int] | Sequence[float | None]
-# "epoch", counted from 1, "train/loss", "train/acc", "val/loss" and "val/acc"; of equal length.
+# "epoch" (from 1), "train/loss", "train/acc", "val/loss", "val/acc"; of equal length.
 History = Mapping[str, Series]
 
-NOUNS = (
-    "a T-shirt",
-    "a pair of trousers",
-    "a pullover",
-    "a dress",
-    "a coat",
-    "a sandal",
-    "a shirt",
-    "a sneaker",
-    "a bag",
-    "an ankle boot",
-)
 
+def confusion_matrix(counts: Int[np.ndarray, "classes classes"], classes: Sequence[str]) -> Figure:
+    """Draw the number of images per true class (row) and predicted class (column).
 
-def mistake_sentence(predicted: int, true: int) -> str:
-    """What happened, in the deck's words; both are positions in `CLASSES`."""
-    return f"We thought it was {NOUNS[predicted]} but it was actually {NOUNS[true]}."
-
-
-def mistakes_by_confidence(
-    labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n 10"]
-) -> Int[np.ndarray, " mistakes"]:
-    """Positions of the wrongly answered pictures, the most probable wrong answer first."""
-    wrong = np.flatnonzero(probabilities.argmax(1) != labels)
-    return wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")]
-
-
-def confusion_matrix(counts: Int[np.ndarray, "10 10"]) -> Figure:
-    """Pictures of a true class (row) answered as another (column), with each row's per cents.
-
-    Colour belongs to the errors alone, and ends at the largest of them: the diagonal, some ten
-    times as large, would leave them all alike.
+    Only errors are colored, on a scale that ends at the largest of them: the diagonal, some ten
+    times as large, would leave no contrast among them.
     """
     strength = error_strength(counts)
-    shares = row_shares(counts)
-    figure = Figure((7.6, 7.2))
-    axes = figure.add_axes((0.115, 0.01, 0.875, 0.89))
+    size = 11 * min(1.0, 10 / len(classes)) ** 0.8
+    figure = Figure((6.4, 6.0))
+    axes = figure.add_axes((0.15, 0.01, 0.84, 0.83))
     axes.imshow(strength, cmap=ERRORS, vmin=0, vmax=1, aspect="auto")
-    for position, count in np.ndenumerate(counts):
+    for (row, column), count in np.ndenumerate(counts):
         if count:
-            right = position[0] == position[1]
             axes.text(
-                position[1],
-                position[0],
-                f"{count:,}\n{100 * shares[position]:.1f}{THIN}%",
-                size=8,
-                weight="bold" if right else "normal",
-                color=PAPER if strength[position] > 0.6 else INK,  # noqa: PLR2004
+                column,
+                row,
+                f"{count:,}",
+                size=size,
+                weight="bold" if row == column else "normal",
+                color=PAPER if strength[row, column] > 0.6 else INK,  # noqa: PLR2004
                 ha="center",
                 va="center",
             )
-    names = [name.replace(" ", "\n").replace("/", "/\n") for name in CLASSES]
-    axes.set_xticks(range(10), names, size=8, color=MUTED)
-    axes.set_yticks(range(10), CLASSES, size=8, color=MUTED)
+    ticks, label_size = range(len(classes)), min(9.0, size)
+    axes.set_xticks(ticks, classes, size=label_size, color=INK, rotation=45, ha="left")
+    axes.set_yticks(ticks, classes, size=label_size, color=INK)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title("Rows: true class. Columns: answer.", loc="left", size=9, color=MUTED, pad=10)
+    figure.text(0.012, 0.975, "true class ↓\npredicted →", size=8, color=MUTED, va="top")
     return figure
 
 
-def row_shares(counts: Int[np.ndarray, "10 10"]) -> Float[np.ndarray, "10 10"]:
-    """Each count as a share, 0..1, of its row; a row without pictures gives zeros."""
-    shares: np.ndarray = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    return shares
+def row_fractions(
+    counts: Int[np.ndarray, "classes classes"],
+) -> Float[np.ndarray, "classes classes"]:
+    """Return each count as a fraction of its row, 0..1; a row without images gives zeros."""
+    fractions: np.ndarray = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    return fractions
 
 
-def error_strength(counts: Int[np.ndarray, "10 10"]) -> Float[np.ndarray, "10 10"]:
-    """How strongly to colour each error, 0..1; 0 on the diagonal.
+def error_strength(
+    counts: Int[np.ndarray, "classes classes"],
+) -> Float[np.ndarray, "classes classes"]:
+    """Return how strongly to color each error, 0..1; 0 on the diagonal.
 
-    The root of its share of the row, against the largest: the many small errors get more of the
-    scale than the few large ones.
+    The root of the fraction of its row, relative to the largest: the many small errors get more of
+    the scale than the few large ones.
     """
-    errors = np.where(np.eye(10, dtype=bool), 0, row_shares(counts))
+    errors = np.where(np.eye(len(counts), dtype=bool), 0, row_fractions(counts))
     strength: np.ndarray = np.sqrt(errors / (errors.max() or 1))
     return strength
 
@@ -117,12 +94,12 @@ def learning_curve(
     quantity: Literal["acc", "loss"],
     best_epoch: int | None,
 ) -> Figure:
-    """Training's and validation's `quantity` by epoch, with the reported epoch marked.
+    """Draw the training and validation `quantity` per epoch, and mark the reported epoch.
 
     Args:
-        history: what is missing there, None or NaN is left out.
-        quantity: "acc", shares that are drawn as per cents, or "loss".
-        best_epoch: the one reported, counted from 1; None marks none.
+        history: values that are missing, None or NaN are left out.
+        quantity: "acc", fractions drawn as per cent, or "loss".
+        best_epoch: the reported one, from 1; None marks none.
     """
     figure, axes = _chart(4.4, 3.1, "Accuracy" if quantity == "acc" else "Loss (cross-entropy)")
     axes.set_xlabel("epoch")
@@ -149,8 +126,8 @@ def learning_curve(
     return figure
 
 
-def class_intervals(scores: Sequence[ClassScore]) -> Figure:
-    """F1, precision and recall with their 95 % intervals, a row a class, in the order given."""
+def class_intervals(scores: Sequence[ClassScore], classes: Sequence[str]) -> Figure:
+    """Draw F1, precision and recall with their 95 % intervals, one row per class, as ordered."""
     figure, axes = _chart(4.4, 0.9 + 0.34 * len(scores), "")
     rows = np.arange(len(scores))
     for name, key, marker, shift, color, width in (
@@ -170,7 +147,7 @@ def class_intervals(scores: Sequence[ClassScore]) -> Figure:
         axes.plot(
             values, rows + shift, marker, color=color, ms=6, mec=PAPER, mew=0.6, ls="", label=name
         )
-    axes.set_yticks(rows, [CLASSES[score.label] for score in scores])
+    axes.set_yticks(rows, [classes[score.label] for score in scores])
     axes.set_ylim(len(scores) - 0.4, -0.6)
     axes.xaxis.set_major_formatter(_percent)
     axes.grid(axis="y", visible=False)
@@ -184,15 +161,15 @@ def ladder(
     names: Sequence[str],
     accuracies: Sequence[float],
     intervals: Sequence[tuple[float, float] | None],
-    steps: Sequence[tuple[str, bool]],
+    steps: Sequence[tuple[str, bool]] = (),
 ) -> Figure:
-    """Recipes by accuracy, a row each from the top down, and what each step between them is worth.
+    """Draw configurations by accuracy, one row each, and the differences between neighbors.
 
     Args:
-        names: of the recipes.
+        names: of the configurations.
         accuracies: 0..1, the highest first.
-        intervals: of the accuracies; None draws a ring, which stands for one run alone.
-        steps: from each row to the one above it: what to say of it, and whether it is a real gain.
+        intervals: of the accuracies; None, of a single run, is drawn as a ring.
+        steps: of each row to the one above it: a text, and whether the gain is significant.
     """
     figure, axes = _chart(7.6, 0.5 + 0.75 * len(names), "")
     for row, (name, accuracy, interval) in enumerate(
@@ -201,16 +178,15 @@ def ladder(
         if interval is not None:
             axes.hlines(row, *interval, color=ACCENT, lw=2.2)
         axes.plot(accuracy, row, "o", color=ACCENT if interval else PAPER, ms=6, mec=ACCENT)
-        axes.text(
-            accuracy, row - 0.2, f"{name}  {100 * accuracy:.2f}{THIN}%", color=INK, ha="center"
-        )
-    for row, (said, real) in enumerate(steps):
+        label = f"{name}  {percent(accuracy, 2)}"
+        axes.text(accuracy, row - 0.2, label, color=INK, ha="center", parse_math=False)
+    for row, (text, significant) in enumerate(steps):
         axes.text(
             1.02,
             row + 0.5,
-            f"{'▲' if real else '·'} {said}",
+            f"{'▲' if significant else '·'} {text}",
             transform=axes.get_yaxis_transform(),
-            color=INK if real else MUTED,
+            color=INK if significant else MUTED,
             size=9,
             va="center",
         )
@@ -223,18 +199,18 @@ def ladder(
 
 
 def reliability_diagram(reliability: Reliability, title: str) -> Figure:
-    """How often answers given with a certain confidence are right, with 95 % intervals.
+    """Draw accuracy against confidence, with 95 % Wilson intervals.
 
-    On the diagonal a model is as often right as it says; below it, it says too much. The bars at
-    the foot show how the answers spread over the confidences, the tallest being the most frequent.
+    On the diagonal a model is calibrated, below it overconfident. The bars at the foot show how
+    many predictions have which confidence, relative to the most frequent one.
     """
     figure, axes = _chart(4.4, 3.9, title)
     filled = reliability.count > 0
     confidence, accuracy = reliability.confidence[filled], reliability.accuracy[filled]
     count = reliability.count[filled]
     intervals = [
-        accuracy_interval(round(float(share * total)), int(total))
-        for share, total in zip(accuracy, count, strict=True)
+        wilson(round(float(fraction * total)), int(total))
+        for fraction, total in zip(accuracy, count, strict=True)
     ]
     edges = np.linspace(0, 1, len(filled) + 1)[:-1][filled]
     axes.bar(edges, 0.16 * count / count.max(), 1 / len(filled), align="edge", color=FAINT, lw=0)
@@ -256,18 +232,19 @@ def reliability_diagram(reliability: Reliability, title: str) -> Figure:
 def gallery(
     images: UInt8[np.ndarray, "n 28 28"], captions: Sequence[str], columns: int = 6
 ) -> Figure:
-    """Pictures in rows, dark on light, each over its caption; no pictures give an empty figure.
+    """Draw images in rows, dark on light, each above its caption; of no images an empty figure.
 
-    All pictures are one image and all captions lie in one pair of axes, since axes of their own
-    would take most of a second to draw.
+    All images are one, and all captions lie in one pair of axes, because axes of their own would
+    take most of a second to draw.
     """
     lines = [textwrap.fill(caption, 28, break_on_hyphens=False) for caption in captions]
-    # In pixels of the pictures, of which 20 make an inch.
+    # In pixels of the images, 20 per inch at 28 x 28.
+    side = 28  # Fashion-MNIST's, and that of other data of its form
     width, margin = 36, 4
-    height = 28 + margin + 3 * max((line.count("\n") + 1 for line in lines), default=1) + 2
+    height = side + margin + 3 * max((line.count("\n") + 1 for line in lines), default=1) + 2
     rows = max(-(-len(images) // columns), 1)
     cells = np.zeros((rows * columns, height, width), np.uint8)
-    cells[: len(images), margin : margin + 28, margin : margin + 28] = images
+    cells[: len(images), margin : margin + side, margin : margin + side] = images
     sheet = cells.reshape(rows, columns, height, width).swapaxes(1, 2)
     figure = Figure((columns * width / 20, rows * height / 20))
     axes = figure.add_axes((0, 0, 1, 1))
@@ -284,7 +261,7 @@ def gallery(
         row, column = divmod(position, columns)
         axes.text(
             (column + 0.5) * width,
-            row * height + margin + 29,
+            row * height + margin + side + 1,
             line,
             size=7.5,
             color=INK,
@@ -294,36 +271,25 @@ def gallery(
     return figure
 
 
-def mistakes(
-    images: UInt8[np.ndarray, "n 28 28"],
-    labels: Int[np.ndarray, " n"],
-    probabilities: Float[np.ndarray, "n 10"],
-    count: int = 18,
-    columns: int = 6,
-) -> Figure:
-    """The `count` most confident mistakes among these pictures, each over its sentence."""
-    chosen = mistakes_by_confidence(labels, probabilities)[:count]
-    predicted = probabilities.argmax(1)
-    return gallery(
-        images[chosen],
-        [mistake_sentence(int(predicted[i]), int(labels[i])) for i in chosen],
-        columns,
-    )
-
-
-def examples(images: UInt8[np.ndarray, "10 28 28"]) -> Figure:
-    """One picture of each class, in their order, over its name."""
-    return gallery(images, CLASSES, columns=5)
+def mistakes(evaluation: Evaluation, count: int = 18, columns: int = 6) -> Figure:
+    """Draw the `count` most confident mistakes, each above its sentence."""
+    chosen = evaluation.mistakes[:count]
+    labels, predicted = evaluation.labels[chosen], evaluation.predicted[chosen]
+    captions = [
+        evaluation.sentence(int(true), int(other))
+        for true, other in zip(labels, predicted, strict=True)
+    ]
+    return gallery(evaluation.images[chosen], captions, columns)
 
 
 def search_history(
     numbers: Sequence[int], accuracies: Sequence[float], whole: Sequence[bool]
 ) -> Figure:
-    """Each trial's accuracy, 0..1, and the best so far of those trained to their end (`whole`)."""
+    """Draw each trial's accuracy, 0..1, and the best so far of the completed ones (`whole`)."""
     figure, axes = _chart(7.2, 3.1, "Accuracy by trial")
     x, y, ended = np.array(numbers), np.array(accuracies, dtype=float), np.array(whole, dtype=bool)
     axes.plot(x[~ended], y[~ended], "o", color=MUTED, mfc="none", ms=4, label="pruned")
-    axes.plot(x[ended], y[ended], "o", color=ACCENT, ms=4, label="trained to the end")
+    axes.plot(x[ended], y[ended], "o", color=ACCENT, ms=4, label="complete")
     if ended.any():
         best = np.maximum.accumulate(y[ended])
         axes.step(x[ended], best, where="post", color=INK, lw=1, label="best so far")
@@ -336,10 +302,10 @@ def search_history(
 
 
 def search_curves(curves: Sequence[tuple[Mapping[int, float], bool]]) -> Figure:
-    """Validation accuracy by epoch of every trial; those not trained to their end are faint.
+    """Draw validation accuracy per epoch of every trial; incomplete trials are faint.
 
     Args:
-        curves: of each trial epoch -> accuracy, 0..1, and whether it was trained to its end.
+        curves: per trial epoch -> accuracy, 0..1, and whether it is complete.
     """
     figure, axes = _chart(7.2, 3.6, "Validation accuracy by epoch")
     for curve, whole in sorted(curves, key=lambda pair: pair[1]):
@@ -360,7 +326,7 @@ def search_curves(curves: Sequence[tuple[Mapping[int, float], bool]]) -> Figure:
 
 
 def importances(shares: Mapping[str, float]) -> Figure:
-    """How much of what makes trials good each parameter accounts for, 0..1, the largest first."""
+    """Draw the importance of each parameter, 0..1, in the order given."""
     figure, axes = _chart(7.2, 0.9 + 0.3 * len(shares), "")
     rows = np.arange(len(shares))
     axes.barh(rows, list(shares.values()), height=0.6, color=ACCENT)
@@ -379,7 +345,7 @@ def search_slice(
     *,
     log: bool,
 ) -> Figure:
-    """Accuracy, 0..1, against one parameter's value, of the trials that had it."""
+    """Draw accuracy, 0..1, against one parameter's value, over the trials that have it."""
     figure, axes = _chart(3.4, 2.6, name)
     axes.title.set_fontsize(9)
     y, ended = np.array(accuracies, dtype=float), np.array(whole, dtype=bool)
@@ -405,27 +371,31 @@ def search_slice(
 
 
 def _focus(axes: Axes, accuracies: Float[np.ndarray, " n"]) -> None:
-    """Show the upper three quarters of the values, which the others would press flat."""
+    """Limit the axis to the upper three quarters of the values, which outliers would flatten."""
     known = accuracies[np.isfinite(accuracies)]
     if len(known) > 3 and known.max() > (low := np.quantile(known, 0.25)):  # noqa: PLR2004
         margin = 0.1 * (known.max() - low)
         axes.set_ylim(max(low - margin, known.min() - margin), known.max() + margin)
 
 
-def dial(runs: Mapping[int, Sequence[tuple[float, float]]], peers: Mapping[str, float]) -> Figure:
-    """Accuracy against training time, on a scale of its own: each doubling is as wide.
+def budget_curve(
+    runs: Mapping[int, Sequence[tuple[float, float]]], peers: Mapping[str, float]
+) -> Figure:
+    """Draw accuracy against training time, on a logarithmic scale.
 
     Args:
-        runs: by number of epochs, each run's minutes and accuracy (0..1).
-        peers: what others reach (0..1), a line each, its name on it: their minutes are other
-            machines'.
+        runs: per number of epochs, each run's minutes and accuracy (0..1).
+        peers: published accuracies (0..1), drawn as lines: their minutes are of other machines.
     """
     figure, axes = _chart(7.2, 4.4, "Accuracy against minutes of training")
     epochs = sorted(runs)
-    # The middle run's minutes: one that the machine paused says nothing of the recipe's speed.
+    # The median: a run that the machine paused does not count.
     middle = np.array(
         [
-            (np.median([minutes for minutes, _ in points]), np.mean([share for _, share in points]))
+            (
+                np.median([minutes for minutes, _ in points]),
+                np.mean([accuracy for _, accuracy in points]),
+            )
             for points in (runs[count] for count in epochs)
         ]
     )
@@ -433,7 +403,7 @@ def dial(runs: Mapping[int, Sequence[tuple[float, float]]], peers: Mapping[str, 
         axes.plot(minutes, accuracy, "o", color=ACCENT, ms=4, alpha=0.5, mew=0)
     axes.plot(*middle.T, color=ACCENT, lw=1.8)
     for count, minutes in zip(epochs, middle[:, 0], strict=True):
-        axes.annotate(  # on the axis, where no dot is
+        axes.annotate(  # on the axis, where no point is
             f"{count}",
             (minutes, 0),
             (0, 4),
@@ -456,14 +426,14 @@ def dial(runs: Mapping[int, Sequence[tuple[float, float]]], peers: Mapping[str, 
         )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda minutes, _: f"{minutes:.3g}")
-    axes.set_xlabel("minutes; above the axis the numbers of epochs")
+    axes.set_xlabel("minutes; numbers of epochs above the axis")
     axes.yaxis.set_major_formatter(_percent)
     axes.margins(y=0.12)
     return figure
 
 
 def _chart(width: float, height: float, title: str) -> tuple[Figure, Axes]:
-    """A figure (inches) with one pair of axes and as little around the data as can be."""
+    """Return a figure (inches) with one pair of axes, and little around the data."""
     figure = Figure((width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", size=10, weight="bold", color=INK)
@@ -478,7 +448,7 @@ def _chart(width: float, height: float, title: str) -> tuple[Figure, Axes]:
 
 
 def _legend(axes: Axes, columns: int) -> None:
-    """On the title's line, where no data can lie under it."""
+    """Put the legend on the title's line, where it hides no data."""
     axes.legend(
         loc="lower right",
         bbox_to_anchor=(1, 1),
@@ -493,8 +463,9 @@ def _legend(axes: Axes, columns: int) -> None:
     )
 
 
-def _percent(share: float, _: object) -> str:
-    return f"{100 * share:.3g}{THIN}%"
+def _percent(fraction: float, _: object) -> str:
+    """Format an axis' tick, with as few digits as it needs."""
+    return f"{100 * fraction:.3g} %"
 
 
 def _floats(values: Series) -> Float[np.ndarray, " n"]:

@@ -1,57 +1,49 @@
-"""One run folder: written and read here and nowhere else. Imports no torch.
+"""A run folder: every file of it is written and read here. Imports no torch.
 
 .hydra/              the configuration, as Hydra writes it
 checkpoints/         best.ckpt, last.ckpt
-events.out.tfevents  TensorBoard
+history.csv          one row per epoch
 metrics.json         one flat object, written when the run has finished
-val.npz, test.npz    labels and probabilities of the checkpoint reported
-val_mirrored.npz, test_mirrored.npz    the same, averaged over each picture and its mirror image
+val.npz, test.npz    labels and probabilities of the reported checkpoint
+val_hflip.npz, test_hflip.npz    the same, averaged over each image and its horizontal flip
 report.html, figures/
-projector_config.pbtxt, 00000/    TensorBoard's projector
+events.out.tfevents, projector_config.pbtxt, 00000/    TensorBoard
 """
 
 import contextlib
-import fcntl
-import importlib.metadata
-import io
+import csv
 import json
-import logging
 import math
-import os
-import platform
 import re
 import shlex
-import shutil
-import subprocess
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import yaml
+from filelock import FileLock, Timeout
 from jaxtyping import Float32, Int64
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from fashion import config as schema
+from fashion.config import METADATA_KEYS
 from fashion.errors import UserError
-from fashion.runs import files
+from fashion.runs import untrusted
+from fashion.runs.files import SCRATCH, atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
-# Where a run's files lie and how it shows itself: two runs that differ in these alone are the same.
-METADATA_KEYS = ("name", "sweep", "report", "resume", "data.root", "trainer.progress_bar")
-# What a run predicts from: each picture, or the mean over it and its mirror image.
-TTA = ("single", "mirrored")
-# What a finished run holds of the checkpoint that it reports.
-REPORTED = ("metrics.json", "*.npz", "report.html", "figures/*.png")
-# Of metrics.json, beside those with a split before their name.
-NUMBERS = ("best_epoch", "epochs", "parameters", "seconds", "images_per_second")
-LARGEST_NUMBER = 1e18
+# Test-time augmentation: predictions of each image, or the mean over it and its horizontal flip.
+TTA = ("none", "hflip")
+# Files of a finished run, about the checkpoint that it reports.
+REPORTED = (
+    "metrics.json",
+    *(f"{split}{tta}.npz" for split in ("val", "test") for tta in ("", "_hflip")),
+    *("report.html", "report-test.html"),
+    *("figures/confusion_matrix.png", "figures/mistakes.png"),
+)
+LONGEST_HISTORY = 2**24  # bytes
 
 
 class BusyError(UserError):
@@ -59,39 +51,44 @@ class BusyError(UserError):
 
 
 class Predictions(NamedTuple):
-    """What a checkpoint answered to one split, in the split's order; rows sum to 1."""
+    """A checkpoint's predictions of one split, in the split's order; rows sum to 1."""
 
     labels: Int64[np.ndarray, " n"]
-    probabilities: Float32[np.ndarray, "n 10"]
+    probabilities: Float32[np.ndarray, "n classes"]
 
 
 class Run:
-    """A run folder, by its path; nothing is read before it is asked for."""
+    """A run folder by its path; nothing is read before it is asked for.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        folder: the path.
+        trust: whether its files may name any class to be built.
+    """
+
+    def __init__(self, folder: Path, *, trust: bool = False) -> None:
+        self.folder, self.trust = folder, trust
 
     @classmethod
-    def open(cls, folder: Path) -> "Run":
-        """A run that exists.
+    def open(cls, folder: Path, *, trust: bool = False) -> "Run":
+        """Return a run that exists.
 
         Raises:
             UserError: there is no run in `folder`, or a file of it is a link to somewhere else.
         """
-        run = cls(folder)
+        run = cls(folder, trust=trust)
         if not run._config_file.is_file():
             hint = ""
-            if below := cls.below(folder):
+            if below := cls.find(folder):
                 hint = f" Below it are {len(below)}, such as {below[0].folder}."
             elif not folder.exists():
                 hint = " There is no such folder."
             raise UserError(f"{folder} is not a run folder (it has no .hydra/config.yaml).{hint}")
-        files.refuse_links(folder)
+        untrusted.refuse_links(folder)
         return run
 
     @classmethod
-    def below(cls, folder: Path) -> list["Run"]:
-        """Every run in `folder` or below it, sorted by path.
+    def find(cls, folder: Path) -> list["Run"]:
+        """Return every run in `folder` or below it, sorted by path.
 
         Raises:
             UserError: a file of one is a link to somewhere else.
@@ -99,7 +96,7 @@ class Run:
         configs = sorted(folder.rglob(".hydra/config.yaml"))
         runs = [cls(path.parent.parent) for path in configs if path.is_file()]
         for run in runs:
-            files.refuse_links(run.folder)
+            untrusted.refuse_links(run.folder)
         return runs
 
     @property
@@ -120,10 +117,7 @@ class Run:
 
     @property
     def epoch_chosen(self) -> bool:
-        """Whether validation chose the epoch reported.
-
-        It did not with a fixed budget, or with nothing held out: then it is the last.
-        """
+        """Whether validation chose the reported epoch; otherwise it is the last one."""
         return self.validates and self.config.get("checkpoint") != "last"
 
     @property
@@ -132,52 +126,50 @@ class Run:
 
     @property
     def validates(self) -> bool:
-        """Whether the run held pictures out to validate on.
+        """Whether the run has a validation set.
 
         Raises:
             UserError: its configuration does not say.
         """
-        data = self.config.get("data")
-        size = data.get("val_size") if isinstance(data, DictConfig) else None
-        if not isinstance(size, int):
+        data = self.config.data
+        size = data.get("val_size")
+        if data.get("folds") is None and not isinstance(size, int):
             raise UserError(f"{self._config_file} has no number under data.val_size.")
-        return size > 0
+        return data.get("folds") is not None or size > 0
 
     @cached_property
     def config(self) -> DictConfig:
-        """The resolved configuration, which names nothing outside this package to be built.
-
-        It is data: whatever refers to the environment, to files or to other keys is refused.
+        """The resolved configuration.
 
         Raises:
             UserError: it cannot be read, or holds something that is not allowed.
         """
+        return untrusted.read_config(self._config_file)
+
+    def section(self, key: str, command: str) -> Any:
+        """Return a section of the configuration that may be built, as plain values.
+
+        Args:
+            key: dotted, such as "model.network".
+            command: what a person types who trusts the run.
+
+        Raises:
+            UserError: it is missing, names a class that is not on the allow-list and the run is
+                not trusted, or holds what its class does not allow.
+        """
+        from fashion.config import check
+
+        content: Any = OmegaConf.select(self.config, key)
+        if not isinstance(content, DictConfig) or "_target_" not in content:
+            raise UserError(f"{self._config_file} names no class under {key}.")
+        content = OmegaConf.to_container(content)
         try:
-            text = files.read_text(self._config_file)
-            files.refuse_references(text)
-            config = OmegaConf.load(io.StringIO(text))
-            content: Any = OmegaConf.to_container(config)
-            files.refuse_non_text(content)
-        except (
-            OSError,
-            ValueError,
-            TypeError,
-            RecursionError,
-            yaml.YAMLError,
-            OmegaConfBaseException,
-        ) as error:
-            raise UserError(f"{self._config_file} cannot be read: {files.reason(error)}") from error
-        if not isinstance(config, DictConfig):
-            raise UserError(f"{self._config_file} holds no configuration.")
-        try:
-            schema.check(content, {}, complete=False)
+            if not self.trust:
+                untrusted.refuse_foreign({key: content}, command)
+            check({key: content}, {}, complete=False)
         except UserError as error:
             raise UserError(f"{self._config_file}: {error}") from error
-        if not isinstance(content.get("data"), dict) or type(content.get("seed")) is not int:
-            raise UserError(
-                f"{self._config_file} is no run's configuration: data or seed is missing."
-            )
-        return config
+        return content
 
     @property
     def finished(self) -> bool:
@@ -185,104 +177,69 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """metrics.json. What it lacks raises UserError where it is asked for, `get` apart.
+        """The content of metrics.json; a key that it lacks raises UserError, `get` apart.
 
         Raises:
             UserError: the run is unfinished, or the file is broken.
         """
-        path = self.folder / "metrics.json"
-        try:
-            metrics = json.loads(files.read_text(path))
-            files.refuse_non_text(metrics)
-        except FileNotFoundError as error:
-            raise UserError(f"{self.folder} is unfinished: it has no metrics.json.") from error
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{path} cannot be read: {files.reason(error)}") from error
-        if not isinstance(metrics, dict):
-            raise UserError(f"{path} holds no JSON object.")
-        found = _Metrics(path, metrics)
-        for key, value in metrics.items():
-            if (key in NUMBERS or "/" in key) and not _is_number(value):
-                raise found.fault(key)
-        if metrics.get("val/temperature") == 0:
-            raise found.fault("val/temperature")
-        return found
+        return untrusted.read_metrics(self.folder / "metrics.json")
 
     @property
     def history(self) -> dict[str, list[float]]:
-        """Learning curves by epoch, counted from 1, from TensorBoard's events; empty without.
+        """Columns of history.csv, a value per epoch, NaN where there is none; empty without.
 
         Raises:
-            UserError: the events cannot be read.
+            UserError: the file is broken.
         """
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-        # It reports each file, and that what a resumed run made anew is dropped.
-        logging.getLogger("tensorboard").setLevel(logging.ERROR)
+        path = self.folder / "history.csv"
         try:
-            for path in self.folder.glob("*tfevents*"):
-                files.open_file(path).close()
-            events = EventAccumulator(str(self.folder), size_guidance={"scalars": 0}).Reload()
-            curves = {
-                tag: [event.value for event in events.Scalars(tag)]
-                for tag in ("train/loss", "train/acc", "val/loss", "val/acc")
-                if tag in events.Tags()["scalars"]
+            lines = untrusted.read_text(path, LONGEST_HISTORY).splitlines()
+            rows = list(csv.DictReader(lines, strict=True))
+            return {
+                key: [float(row[key]) if row[key] else math.nan for row in rows]
+                for key in (rows[0] if rows else ())
             }
-        except (
-            Exception
-        ) as error:  # TensorBoard and protobuf raise nearly anything on a broken file
-            raise UserError(
-                f"The events in {self.folder} cannot be read: {files.reason(error)}"
-            ) from error
-        epochs = max(map(len, curves.values()), default=0)
-        for curve in curves.values():  # one may end early in a file that was cut
-            curve.extend([math.nan] * (epochs - len(curve)))
-        return {"epoch": [float(epoch + 1) for epoch in range(epochs)], **curves}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+            raise UserError(f"{path} cannot be read: {untrusted.reason(error)}") from error
 
     def update_metrics(self, new: dict[str, Any]) -> None:
         """Add to metrics.json, or begin it: from then on the run counts as finished."""
         metrics = (self.metrics if self.finished else {}) | new
         self.write_text("metrics.json", json.dumps(metrics, indent=2) + "\n")
 
-    def predictions(self, split: str, views: str = "single") -> Predictions:
-        """What `write_predictions` wrote for "val" or "test".
+    def predictions(self, split: str, tta: str = "none") -> Predictions:
+        """Return what `write_predictions` wrote for "val" or "test".
 
         Raises:
             UserError: the file is missing or broken.
         """
-        path = self.folder / _predictions_file(split, views)
+        path = self.folder / _predictions_file(split, tta)
         try:
-            with files.open_file(path) as file, zipfile.ZipFile(file) as archive:
-                labels, probabilities = (
-                    files.array(archive, "labels"),
-                    files.array(archive, "probabilities"),
-                )
+            labels, probabilities = untrusted.read_arrays(path, "labels", "probabilities")
         except FileNotFoundError as error:
-            views_given = "" if views == "single" else f" --views {views}"
+            option = "" if tta == "none" else f" --tta {tta}"
             raise UserError(
-                f"{self.folder} has no predictions for {split}{views_given}; make them with\n"
-                f"  python -m fashion.evaluate {self.folder} --split {split}{views_given}"
+                f"{self.folder} has no predictions for {split}{option}; make them with\n"
+                f"  {self.command('evaluate', '--split', split, *option.split())}"
             ) from error
-        except Exception as error:  # zipfile and numpy raise nearly anything on a broken file
-            raise UserError(f"{path} cannot be read: {files.reason(error)}") from error
-        right: bool = (
+        valid: bool = (
             labels.ndim == 1
             and labels.dtype == np.int64
             and probabilities.dtype == np.float32
-            and probabilities.shape == (len(labels), 10)
-            and len(labels) > 0
-            and 0 <= labels.min() <= labels.max() <= 9  # noqa: PLR2004
+            and probabilities.ndim == 2  # noqa: PLR2004
+            and len(probabilities) == len(labels) > 0
+            and 0 <= labels.min() <= labels.max() < probabilities.shape[1]
             and bool(np.isfinite(probabilities).all())
         )
-        if not right:
-            raise UserError(f"{path} does not hold n labels, 0..9, and n x 10 probabilities.")
+        if not valid:
+            raise UserError(f"{path} does not hold n labels and n x classes probabilities.")
         return Predictions(labels, probabilities)
 
-    def write_predictions(
-        self, split: str, predictions: Predictions, views: str = "single"
-    ) -> None:
+    def write_predictions(self, split: str, predictions: Predictions, tta: str = "none") -> None:
         self._write(
-            _predictions_file(split, views), lambda file: np.savez(file, **predictions._asdict())
+            _predictions_file(split, tta), lambda file: np.savez(file, **predictions._asdict())
         )
 
     def write_figure(self, name: str, figure: "Figure") -> None:
@@ -293,70 +250,99 @@ class Run:
         self._write(name, lambda file: file.write(text.encode(errors="backslashreplace")))
 
     def _write(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
-        with files.atomic_write(self.folder / name) as file:
+        with atomic_write(self.folder / name) as file:
             write(file)
 
+    @property
+    def is_locked(self) -> bool:
+        """Whether a process that is alive writes the folder at this moment."""
+        if not (self.folder / ".lock").exists():
+            return False
+        try:
+            with self.lock():
+                return False
+        except BusyError:
+            return True
+
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep the folder, which is made if need be, for this process's writing alone.
+    def lock(self) -> Iterator[None]:
+        """Lock the folder, which is made if need be, for this process's writing alone.
+
+        The system releases the lock when the process ends, however it ends.
 
         Raises:
-            UserError: it cannot be written, or another process holds it.
+            UserError: it cannot be written.
+            BusyError: another process has locked it.
         """
+        path = self.folder / ".lock"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # Neither a link, which would be written through, nor a pipe keeps us.
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-            lock = os.fdopen(os.open(self.folder / ".lock", flags, 0o666), "rb", buffering=0)
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                raise UserError(f"{path} is not a plain file; remove it.")
+            lock = FileLock(path, timeout=0, mode=0o666)
+            lock.acquire()
+        except Timeout as error:
+            raise BusyError(
+                f"Another process is writing the run {self.folder}. Wait for it; a new run "
+                "takes another folder by hydra.run.dir=FOLDER."
+            ) from error
+        except NotImplementedError as error:
+            raise UserError(
+                f"The run folder {self.folder} cannot be locked ({error}), so that two processes "
+                "might write it at once. Use a file system that supports locks."
+            ) from error
         except OSError as error:
             raise UserError(
                 f"The run folder {self.folder} cannot be written: {error.strerror}. "
                 "A new run takes another one by hydra.run.dir=FOLDER."
             ) from error
-        with lock:
-            try:
-                # The system lets go of it when the process ends, however it ends.
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BusyError(
-                    f"Another process is writing the run {self.folder}. Wait for it; a new run "
-                    "takes another folder by hydra.run.dir=FOLDER."
-                ) from error
-            except OSError as error:
-                raise UserError(
-                    f"The run folder {self.folder} cannot be locked ({error.strerror}), so that "
-                    "two processes might write it at once. Use a file system that knows locks."
-                ) from error
+        try:
             yield
+        finally:
+            lock.release()
 
     @contextlib.contextmanager
-    def claim(
+    def start(
         self, config: DictConfig, hydra: Any = None, *, extend: bool = False
     ) -> Iterator[None]:
-        """Hold the folder for one process's writing, and put the configuration into it.
+        """Lock the folder and put the configuration into it.
 
         Args:
             config: the run's; of an unfinished run, its own but for more epochs.
-            hydra: how the configuration came about, if by Hydra's command line.
-            extend: whether a finished run may go on, and is unfinished until it has.
+            hydra: how Hydra's command line made the configuration, if it did.
+            extend: whether a finished run may continue, and is unfinished until it has.
 
         Raises:
-            UserError: it cannot be written, another process holds it, or it holds a run that is
-                finished or of another configuration.
+            UserError: the folder cannot be written, another process has locked it, or it holds
+                something else than an unfinished run of this configuration.
         """
-        with self.held():
+        self._refuse_other_files()
+        with self.lock():
             if self.finished and not extend:
                 raise UserError(f"{self.folder} holds a finished run already.")
             if self._config_file.is_file():
-                self._refuse_another(config)
+                from fashion.runs.resume import refuse_another
+
+                refuse_another(self, config)
             try:
                 self._begin(config, hydra)
                 yield
             except Exception:
-                # Refused before it began: a folder left behind would pass for an unfinished run.
-                if {path.name for path in self.folder.iterdir()} == {".hydra", ".lock"}:
-                    shutil.rmtree(self.folder)
+                # Refused before it began: what is left would pass for an unfinished run.
+                if {path.name for path in self.folder.iterdir()} <= {".hydra", ".lock"}:
+                    self._remove_configuration()
                 raise
+
+    def _refuse_other_files(self) -> None:
+        """Raises UserError: the folder holds files and is no run, so that they are not ours."""
+        if self._config_file.is_file() or not self.folder.is_dir():
+            return
+        if others := sorted(path.name for path in self.folder.iterdir() if path.name != ".lock"):
+            shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")  # noqa: PLR2004
+            raise UserError(
+                f"{self.folder} holds files that are not a run's ({shown}). They are left as they "
+                "are; choose an empty or a new folder with hydra.run.dir=FOLDER."
+            )
 
     def _begin(self, config: DictConfig, hydra: Any) -> None:
         if hydra is not None and not self._config_file.is_file():
@@ -364,26 +350,21 @@ class Run:
             self.write_text(".hydra/overrides.yaml", OmegaConf.to_yaml(hydra.overrides.task))
         self.write_text(".hydra/config.yaml", OmegaConf.to_yaml(config, resolve=True))
         vars(self).pop("config", None)  # what was read before
-        for pattern in REPORTED:  # by an end that is none now
-            for path in self.folder.glob(pattern):
-                path.unlink()
-        for scratch in self.folder.rglob(".*.tmp"):  # of a process that was killed in writing
+        for name in REPORTED:  # about an end that is none now
+            (self.folder / name).unlink(missing_ok=True)
+        for scratch in self.folder.rglob(f".*{SCRATCH}"):  # of a process that was killed
             scratch.unlink()
 
-    def _refuse_another(self, config: DictConfig) -> None:
-        epochs = "trainer.max_epochs"
-        before, now = (OmegaConf.select(each, epochs) for each in (self.config, config))
-        if _identity(self.config, epochs) != _identity(config, epochs) or now < before:
-            raise UserError(
-                f"{self.folder} holds a run of another configuration; continue it with\n"
-                f"  {self.resume_command}\n"
-                "or give this one a folder of its own (sweep=NAME for a grid)."
-            )
-        if now > before and (planned := _planned(config)):
-            raise UserError(
-                f"{self.folder} cannot go on to trainer.max_epochs = {now}: with {planned}, its "
-                f"epochs were planned for {before} in all. Start another run."
-            )
+    def _remove_configuration(self) -> None:
+        for name in ("config", "hydra", "overrides"):
+            self._config_file.with_name(f"{name}.yaml").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._config_file.parent.rmdir()
+        (self.folder / ".lock").unlink(missing_ok=True)
+
+    def command(self, name: str, *arguments: str) -> str:
+        """Return a command about this run that can be pasted into a shell."""
+        return shlex.join(["python", "-m", f"fashion.{name}", str(self.folder), *arguments])
 
     @property
     def resume_command(self) -> str:
@@ -391,127 +372,65 @@ class Run:
         folder = str(self.folder)
         if not re.fullmatch(r"[\w/.-]+", folder):  # a comma alone would make a grid of it
             folder = '"' + folder.replace('"', r"\"") + '"'
-        return shlex.join(["python", "-m", "fashion.train", f"resume={folder}"])
+        content: Any = OmegaConf.to_container(self.config)
+        trust = ["trust=true"] if untrusted.foreign_targets(content) else []
+        return shlex.join(["python", "-m", "fashion.train", f"resume={folder}", *trust])
 
     def same_configuration(self, config: DictConfig) -> bool:
-        """Whether this run was made with `config`, apart from where things lie."""
-        return bool(_identity(self.config) == _identity(config))
+        """Whether this run was made with `config`, metadata apart."""
+        return bool(without_metadata(self.config) == without_metadata(config))
 
 
-def _predictions_file(split: str, views: str) -> str:
-    return f"{split}.npz" if views == "single" else f"{split}_{views}.npz"
+def without_metadata(config: DictConfig, *besides: str) -> dict[str, Any]:
+    """Return a configuration as plain values, with None for what does not affect the result."""
+    config = config.copy()
+    OmegaConf.resolve(config)
+    for key in (*METADATA_KEYS, *besides):
+        OmegaConf.update(config, key, None, force_add=True)
+    return OmegaConf.to_container(config)  # type: ignore[return-value]
+
+
+def _predictions_file(split: str, tta: str) -> str:
+    return f"{split}.npz" if tta == "none" else f"{split}_{tta}.npz"
 
 
 def refuse_other_splits(runs: Sequence[Run]) -> None:
-    """Raises UserError: the runs held different pictures out for validation."""
-    for key in ("data.split_seed", "data.val_size"):
+    """Raises UserError: the runs have different validation sets."""
+    for key in ("data.split_seed", "data.val_size", "data.folds", "data.fold"):
         if len({OmegaConf.select(run.config, key) for run in runs}) > 1:
-            raise UserError(
-                f"These runs hold out different images for validation:\n{listed(runs, key)}"
-            )
+            raise UserError(f"These runs validate on different images:\n{listed(runs, key)}")
 
 
 def common_predictions(
-    runs: Sequence[Run], split: str, views: str = "single"
+    runs: Sequence[Run], split: str, tta: str = "none"
 ) -> dict[Run, Predictions]:
-    """What several runs answered to the same pictures.
+    """Return several runs' predictions of the same images.
 
     Raises:
-        UserError: one has no predictions, or they answered different pictures.
+        UserError: one has no predictions, or they predicted different images.
     """
     if split == "val":
         refuse_other_splits(runs)
-    answers, errors = {}, []
+    predictions, errors = {}, []
     for run in runs:
         try:
-            answers[run] = run.predictions(split, views)
-        except UserError as error:  # all at once: they are mended one by one
+            predictions[run] = run.predictions(split, tta)
+        except UserError as error:  # all at once: they are fixed one by one
             errors.append(str(error))
     if errors:
         raise UserError("\n".join(errors))
-    (first, expected), *others = answers.items()
-    if other := [run for run, given in others if not np.array_equal(given.labels, expected.labels)]:
+    (first, expected), *others = predictions.items()
+    if other := [run for run, each in others if not np.array_equal(each.labels, expected.labels)]:
         raise UserError(
-            f"These runs answered other images than {first.folder}, or in another order: "
+            f"These runs predicted other images than {first.folder}, or in another order: "
             f"their labels are not the same.\n{listed(other)}"
         )
-    return answers
+    return predictions
 
 
 def listed(runs: Iterable[Run], key: str | None = None) -> str:
-    """A line a run, with what its configuration says under `key`."""
+    """Return a line per run, with the value of `key` in its configuration."""
     return "\n".join(
         f"  {run.folder}" + (f"  {key}={OmegaConf.select(run.config, key)}" if key else "")
         for run in runs
     )
-
-
-class _Metrics(dict[str, Any]):
-    """What metrics.json holds; a key that it lacks is its writer's mistake and not ours."""
-
-    def __init__(self, path: Path, content: dict[str, Any]) -> None:
-        super().__init__(content)
-        self.path = path
-
-    def fault(self, key: str) -> UserError:
-        return UserError(f"{self.path} has no number under {key!r}.")
-
-    def __missing__(self, key: str) -> Any:
-        raise self.fault(key)
-
-
-def _is_number(value: object) -> bool:
-    """Whether it can be computed with: nothing that a run reports is negative or endless."""
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
-    return plain and 0 <= value < LARGEST_NUMBER  # type: ignore[operator]
-
-
-def _planned(config: DictConfig) -> str | None:
-    """What makes a training's first epochs depend on how many there are in all; None: nothing."""
-    if (schedule := OmegaConf.select(config, "optimizer.schedule")) != "constant":
-        return f"optimizer.schedule = {schedule}"
-    if warmup := OmegaConf.select(config, "optimizer.warmup"):
-        return f"optimizer.warmup = {warmup}"
-    if OmegaConf.select(config, "augmentation.erase") and config.augmentation.clean_epochs:
-        return f"augmentation.clean_epochs = {config.augmentation.clean_epochs}"
-    return None
-
-
-def _identity(config: DictConfig, *besides: str) -> Any:
-    config = config.copy()
-    OmegaConf.resolve(config)
-    for place in (*METADATA_KEYS, *besides):
-        OmegaConf.update(config, place, None, force_add=True)
-    return OmegaConf.to_container(config)
-
-
-def provenance() -> dict[str, Any]:
-    """What a number needs to be made again: versions, machine, and the commit it was made at.
-
-    The machine's cores are those torch may use here, of those there are.
-    """
-    import torch
-
-    cores = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
-    return {
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
-        },
-        "machine": f"{platform.system()} {platform.machine()}, {cores}",
-        "commit": _git("rev-parse", "HEAD"),
-        "clean": _git("status", "--porcelain") == "",
-    }
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        return subprocess.run(  # noqa: S603
-            ["git", "-C", Path(__file__).parent, *arguments],  # noqa: S607
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None  # not a checkout, or no git

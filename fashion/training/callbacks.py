@@ -1,76 +1,61 @@
-"""What hangs on the training loop and is not learning."""
+"""Lightning callbacks: seeding, timing, history, interruption, progress, pruning."""
 
+import csv
+import io
 import math
+import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
+from torch import Tensor
 
-from fashion.config import PositiveInt
+from fashion.config import NonNegativeFloat, NonNegativeInt, PositiveInt
 from fashion.data.datamodule import epoch_seed
-from fashion.runs.run import Run
+from fashion.runs.files import atomic_write
 
 
-def early_stopping(*, patience: PositiveInt) -> EarlyStopping:
-    """Stop once validation accuracy has not improved for `patience` epochs."""
-    return _EarlyStopping("val/acc", mode="max", patience=patience)
+class StopEarly(EarlyStopping):
+    """EarlyStopping that trains no extra epoch when an already stopped run is resumed.
 
+    Args:
+        monitor: the metric that must improve.
+        mode: whether higher or lower is better.
+        patience: stop after so many validations without improvement.
+        min_delta: a smaller change is no improvement.
+        warmup_epochs: epochs at the start that do not count, as while the learning rate rises.
+    """
 
-class _EarlyStopping(EarlyStopping):
-    """One that a run continued after it had stopped does not train another epoch for."""
+    def __init__(
+        self,
+        *,
+        monitor: str = "val/acc",
+        mode: Literal["max", "min"] = "max",
+        patience: PositiveInt,
+        min_delta: NonNegativeFloat = 0.0,
+        warmup_epochs: NonNegativeInt = 0,
+    ) -> None:
+        super().__init__(monitor, min_delta, patience, mode=mode)
+        self.warmup_epochs = warmup_epochs
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         trainer.should_stop |= self.wait_count >= self.patience
 
-
-class Checkpoints(Checkpoint):
-    """Saves last.ckpt at each epoch's end, and best.ckpt where validation accuracy is a new best.
-
-    Unlike ModelCheckpoint it keeps no paths, so that a run's folder may move, and saves when all
-    that the epoch logs has been written, so that a run continues with nothing missing or doubled.
-    """
-
-    def __init__(self, run: Run, *, validates: bool) -> None:
-        self.run = run
-        self.validates = validates
-        self.epochs = 0  # whole ones
-        self.best_epoch = 0  # from 1
-        self.best_accuracy = -math.inf
-
-    def __str__(self) -> str:
-        text = f"{self.epochs} whole epoch{'s' * (self.epochs != 1)} in {self.run.folder}"
-        if not self.best_epoch:
-            return f"{text}."
-        accuracy = f"{100 * self.best_accuracy:.2f} %"
-        return f"{text}; the best validation accuracy, {accuracy}, is of epoch {self.best_epoch}."
-
-    def state_dict(self) -> dict[str, Any]:
-        return {key: getattr(self, key) for key in ("epochs", "best_epoch", "best_accuracy")}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        vars(self).update(state_dict)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        for logger in trainer.loggers:
-            logger.save()
-        self.epochs = trainer.current_epoch + 1
-        if self.validates:
-            accuracy = trainer.callback_metrics["val/acc"].item()
-            if accuracy > self.best_accuracy:
-                self.best_accuracy, self.best_epoch = accuracy, self.epochs
-                trainer.save_checkpoint(self.run.best_checkpoint)
-        trainer.save_checkpoint(self.run.last_checkpoint)
+    def _should_skip_check(self, trainer: pl.Trainer) -> bool:
+        return trainer.current_epoch < self.warmup_epochs or super()._should_skip_check(trainer)
 
 
 class EpochSeed(Callback):
     """Makes an epoch's randomness, dropout's too, a function of (seed, epoch) alone.
 
-    So a run that continues draws what it would have drawn without the interruption. Each of
-    several processes draws its own.
+    So a resumed run draws what it would have drawn without the interruption. Each of several
+    processes draws its own.
     """
 
     def __init__(self, seed: int) -> None:
@@ -88,7 +73,9 @@ class Timing(Callback):
     def __init__(self) -> None:
         self.seconds = 0.0  # of the fit
         self.training_seconds = 0.0
-        self.images = 0  # seen in training, whole epochs
+        self.images = 0  # seen in whole training epochs
+        self.epoch_seconds = 0.0  # of the last epoch, without validation
+        self.epoch_images = 0
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -98,7 +85,7 @@ class Timing(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Count on from what the epochs before took; an epoch that was given up is not counted."""
+        """Continue from what the earlier epochs took; an unfinished epoch is not counted."""
         self.seconds = state_dict["seconds"]
         self.training_seconds = state_dict["training_seconds"]
         self.images = state_dict["images"]
@@ -112,7 +99,17 @@ class Timing(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self._epoch_start = time.perf_counter()
-        self._validation = 0.0
+        self._validation, self.epoch_images = 0.0, 0
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,  # noqa: ARG002
+        outputs: Any,  # noqa: ARG002
+        batch: Any,
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        self.epoch_images += len(batch[1]) * trainer.world_size
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self._validation_start = time.perf_counter()
@@ -121,13 +118,67 @@ class Timing(Callback):
         self._validation += time.perf_counter() - self._validation_start
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        self.training_seconds += time.perf_counter() - self._epoch_start - self._validation
-        loader: Any = trainer.train_dataloader
-        shown = int(trainer.num_training_batches) * loader.batch_sampler.batch_size
-        self.images += min(shown, len(loader.dataset))
+        self.epoch_seconds = time.perf_counter() - self._epoch_start - self._validation
+        self.training_seconds += self.epoch_seconds
+        self.images += self.epoch_images
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self.seconds = time.perf_counter() - self._fit_start
+
+
+class History(Checkpoint):
+    """Writes history.csv: a row per epoch with all metrics, whatever the logger.
+
+    It is a Checkpoint so that Lightning calls it after the module has logged the epoch, and it
+    comes before the ones that save: a row is written before the checkpoint that has seen it, and a
+    resumed run drops the rows beyond its checkpoint.
+
+    Args:
+        path: of the file.
+        timing: whose epochs' seconds are recorded.
+    """
+
+    def __init__(self, path: Path, timing: Timing) -> None:
+        self.path, self.timing = path, timing
+        self.rows: list[dict[str, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        # Without the times: all else of a resumed run's checkpoint is that of one left alone.
+        return {"rows": [{**row, "seconds": math.nan} for row in self.rows]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = state_dict["rows"]
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        if self.rows and self.path.is_file():
+            with self.path.open(newline="") as file:
+                seconds = {row["epoch"]: row["seconds"] for row in csv.DictReader(file)}
+            for row in self.rows:
+                row["seconds"] = float(seconds.get(f"{row['epoch']:g}") or math.nan)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+        self.rows.append(
+            {
+                "epoch": trainer.current_epoch + 1,
+                "step": trainer.global_step,
+                "lr": float(rates[0]),
+                "seconds": round(self.timing.epoch_seconds, 3),
+                **{key: float(value) for key, value in trainer.callback_metrics.items()},
+            }
+        )
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            self.write()
+
+    def write(self) -> None:
+        columns = dict.fromkeys(key for row in self.rows for key in row)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        for row in self.rows:
+            writer.writerow({k: "" if math.isnan(v) else f"{v:.9g}" for k, v in row.items()})
+        with atomic_write(self.path) as file:
+            file.write(text.getvalue().encode())
 
 
 class InterruptBetweenBatches(Callback):
@@ -157,12 +208,88 @@ class InterruptBetweenBatches(Callback):
             launcher.kill(signal.SIGTERM)
 
 
-class OptunaPruning(Callback):
-    """Tells a search how a run goes, and asks whether it shall go on.
+class EpochTable(Checkpoint):
+    """Prints a table with one row per epoch, whose figures are all of that epoch.
+
+    On a terminal the running epoch's row is redrawn in place; elsewhere each finished epoch prints
+    one plain line. Rows fit 60 columns. It is a Checkpoint for the reason that `History` is.
 
     Args:
-        report: is told each epoch, counted from 1, and its validation accuracy, 0..1.
-        before_epoch: is asked before each epoch, and raises what ends the fit.
+        timing: the fit's.
+    """
+
+    HEADER = f"{'epoch':>9} {'loss':>8} {'train %':>8} {'val %':>8} {'images/s':>9} {'left':>9}"
+
+    def __init__(self, timing: Timing) -> None:
+        self.timing = timing
+        self._drawn = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        self._first, self._start = trainer.current_epoch, time.perf_counter()
+        if trainer.is_global_zero:
+            print(self.HEADER, flush=True)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        now = time.perf_counter()
+        if now - self._drawn > 0.2 and sys.stdout.isatty() and trainer.is_global_zero:  # noqa: PLR2004
+            self._drawn = now
+            done = trainer.fit_loop.epoch_loop.batch_idx + 1
+            fraction = min(1.0, done / max(1.0, float(trainer.num_training_batches)))
+            self._redraw(
+                f"{self._epoch(trainer)} {f'{100 * fraction:.0f} % done':>36} "
+                f"{self._left(trainer, fraction):>9}"
+            )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        if not trainer.is_global_zero:
+            return
+        metrics = trainer.callback_metrics
+        loss, train, val = (metrics.get(key) for key in ("train/loss", "train/acc", "val/acc"))
+        rate = self.timing.epoch_images / (self.timing.epoch_seconds or math.nan)
+        row = (
+            f"{self._epoch(trainer)} {_cell(loss, 1, 4):>8} {_cell(train, 100, 2):>8} "
+            f"{_cell(val, 100, 2):>8} {rate:>9,.0f} {self._left(trainer, 1.0):>9}"
+        )
+        if sys.stdout.isatty():
+            self._redraw(row)
+            print()
+        else:
+            print(row, flush=True)
+
+    def on_exception(self, trainer: pl.Trainer, *_: Any) -> None:
+        if sys.stdout.isatty() and trainer.is_global_zero:
+            print()  # the message begins on a line of its own
+
+    def _epoch(self, trainer: pl.Trainer) -> str:
+        epochs = trainer.max_epochs or -1
+        return f"{trainer.current_epoch + 1}/{epochs if epochs > 0 else '-'}".rjust(9)
+
+    def _left(self, trainer: pl.Trainer, fraction: float) -> str:
+        done = trainer.current_epoch - self._first + fraction
+        left = (trainer.max_epochs or -1) - trainer.current_epoch - fraction
+        if done <= 0 or left < 0:
+            return ""
+        seconds = round((time.perf_counter() - self._start) / done * left)
+        hours, minutes = divmod(seconds // 60, 60)
+        return (
+            f"{hours}:{minutes:02}:{seconds % 60:02}" if hours else f"{minutes}:{seconds % 60:02}"
+        )
+
+    def _redraw(self, line: str) -> None:
+        width = shutil.get_terminal_size().columns - 1
+        print("\r" + line[:width].ljust(min(width, len(self.HEADER))), end="", flush=True)
+
+
+def _cell(value: Tensor | None, factor: float, digits: int) -> str:
+    return "-" if value is None else f"{factor * float(value):.{digits}f}"
+
+
+class OptunaPruning(Callback):
+    """Reports a trial's progress to a search, which decides whether it continues.
+
+    Args:
+        report: is called after each epoch with its number, from 1, and its validation accuracy.
+        before_epoch: is called before each epoch, and raises what ends the fit.
         before_step: likewise before each step.
     """
 
@@ -177,14 +304,9 @@ class OptunaPruning(Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self.before_epoch()
 
-    def on_train_batch_start(
-        self,
-        trainer: pl.Trainer,  # noqa: ARG002
-        pl_module: pl.LightningModule,  # noqa: ARG002
-        batch: Any,  # noqa: ARG002
-        batch_idx: int,  # noqa: ARG002
-    ) -> None:
+    def on_train_batch_start(self, *_: Any) -> None:
         self.before_step()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        self.report(trainer.current_epoch + 1, trainer.callback_metrics["val/acc"].item())
+        if (accuracy := trainer.callback_metrics.get("val/acc")) is not None:
+            self.report(trainer.current_epoch + 1, float(accuracy))

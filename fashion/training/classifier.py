@@ -1,263 +1,443 @@
-"""The LightningModule: one network, cross-entropy, accuracy, an optimizer and its schedule."""
+"""The LightningModule: one network, a loss, metrics, an optimizer and its schedule."""
 
-import pickle
-import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from hydra.utils import instantiate
-from jaxtyping import Float, Int, Num
-from lightning.pytorch.core.optimizer import LightningOptimizer
+from jaxtyping import Float, Num, UInt8
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from fashion.config import Fraction
-from fashion.data.datamodule import CLASSES, EVAL_BATCH_SIZE, Batch, ImageSet, normalize
+from fashion.config import Fraction, PositiveFloat, build
+from fashion.data import CLASSES
+from fashion.data.datamodule import EVAL_BATCH_SIZE, Batch, normalize
 from fashion.errors import DivergenceError, UserError
-from fashion.runs.files import open_file
-from fashion.runs.run import Predictions, Run
-from fashion.training.optimizers import OptimizerFactory
+from fashion.runs import untrusted
+from fashion.training.optimizers import configure
 
-LOG_RATE_EVERY = 10  # training_steps
+if TYPE_CHECKING:
+    from fashion.runs.run import Run
+
+Section = Mapping[str, Any]
+OPTIMIZER = {"_target_": "fashion.training.optimizers.adam", "lr": 0.001}
+
+
+class CrossEntropy(nn.Module):
+    """Mean cross-entropy of logits (batch, classes) with labels, or with probabilities.
+
+    Args:
+        class_counts: training images of each class.
+        label_smoothing: fraction of each label that is spread evenly over the classes, in training.
+        class_weights: "balanced" (inversely proportional to the class's number of images), one
+            number per class, or None.
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        class_counts: Sequence[int] = (),
+        *,
+        label_smoothing: Fraction = 0.0,
+        class_weights: Literal["balanced"] | list[PositiveFloat] | None = None,
+    ) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+        weight = None
+        if class_weights == "balanced" and class_counts:
+            counts = torch.tensor(class_counts, dtype=torch.float32)
+            weight = counts.sum() / (len(counts) * counts.clamp(min=1))
+        elif class_weights not in (None, "balanced"):
+            weight = torch.tensor(class_weights)
+        self.register_buffer("weight", weight, persistent=False)
+
+    def forward(self, logits: Float[Tensor, "batch classes"], targets: Tensor) -> Tensor:
+        smoothing = self.label_smoothing if self.training else 0.0
+        if self.weight is not None and len(self.weight) != logits.shape[1]:
+            raise UserError(
+                f"loss.class_weights: {len(self.weight)} numbers for {logits.shape[1]} classes."
+            )
+        return functional.cross_entropy(logits, targets, self.weight, label_smoothing=smoothing)
 
 
 class Classifier(pl.LightningModule):
-    """Trains and evaluates a network that gives one logit a class.
+    """Trains and evaluates a network that gives one logit per class.
+
+    What is given as a section of the configuration (`_target_` and its arguments) is built here and
+    saved in checkpoints, so that `load_from_checkpoint` needs nothing else.
 
     Args:
-        network: normalised pictures (batch, 1, 28, 28) -> logits (batch, 10).
-        optimizer: makes one, and its schedule, for the network; None where nothing is trained.
-        label_smoothing: share of each training label that is spread evenly over the classes.
+        network: a section or a module: normalized images (batch, 1, 28, 28) -> logits.
+        optimizer: section of the optimizer (see fashion.training.optimizers.configure).
+        scheduler: section of a torch scheduler, or None.
+        loss: a section or callable: (logits, targets) -> scalar; None for cross-entropy.
+        metrics: metrics beside accuracy, by name: sections or torchmetrics objects.
+        classes: names of the classes.
+        class_counts: training images of each class, for losses that weight them.
+        steps: (optimizer steps of the training, steps per epoch); None asks the Trainer.
     """
 
     def __init__(
         self,
-        network: nn.Module,
-        optimizer: OptimizerFactory | None = None,
+        network: nn.Module | Section,
+        optimizer: Section = OPTIMIZER,
         *,
-        label_smoothing: Fraction = 0.0,
+        scheduler: Section | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] | Section | None = None,
+        metrics: Mapping[str, Metric | Section] | None = None,
+        classes: Sequence[str] = CLASSES,
+        class_counts: Sequence[int] = (),
+        steps: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        self.automatic_optimization = False  # see training_step
+        given = {"network": network, "optimizer": optimizer, "scheduler": scheduler, "loss": loss}
+        plain = {key: dict(value) for key, value in given.items() if isinstance(value, Mapping)}
+        self.save_hyperparameters(
+            plain | {"classes": list(classes), "metrics": _plain_metrics(metrics or {})},
+            logger=False,
+        )
+        self.classes = tuple(classes)
+        built = _built("model.network", network, {"num_classes": len(classes)})
+        if not isinstance(built, nn.Module):
+            raise UserError(f"model.network: {type(built).__name__} is no torch.nn.Module.")
         # Convolutions and pooling run up to twice as fast on the CPU with the channels innermost.
-        self.network = network.to(memory_format=torch.channels_last)
-        self.optimizer_factory = optimizer
-        self.label_smoothing = label_smoothing
-        self.train_accuracy = MulticlassAccuracy(len(CLASSES), average="micro", validate_args=False)
-        self.val_accuracy = MulticlassAccuracy(len(CLASSES), average="micro", validate_args=False)
+        self.network = built.to(memory_format=torch.channels_last)
+        self.criterion = _built("loss", loss or CrossEntropy(), {"class_counts": class_counts})
+        self.optimizer_section, self.scheduler_section = optimizer, scheduler
+        self.steps = steps
+        collection = MetricCollection(
+            {
+                "acc": MulticlassAccuracy(len(classes), average="micro", validate_args=False),
+                **{
+                    name: _built(f"metrics.{name}", metric, {"num_classes": len(classes)})
+                    for name, metric in (metrics or {}).items()
+                },
+            },
+            compute_groups=False,
+        )
+        splits = ("train", "val", "test")
+        self.metrics = nn.ModuleDict(
+            {f"{split}_metrics": collection.clone(prefix=f"{split}/") for split in splits}
+        )
         # Not "disable", with which torchmetrics 1.9 ignores the weights.
-        self.train_loss, self.val_loss = MeanMetric("ignore"), MeanMetric("ignore")
-        self._answers: dict[str, list[tuple[Tensor, Tensor]]] = {"train": [], "val": []}
+        self.losses = nn.ModuleDict({f"{split}_loss": MeanMetric("ignore") for split in splits})
+        self._outputs: dict[str, list[Batch]] = {split: [] for split in splits}
 
-    def forward(self, images: Num[Tensor, "batch *image"]) -> Float[Tensor, "batch 10"]:
-        """Logits of raw pixels or of normalised ones; the type tells which.
+    def forward(self, images: Num[Tensor, "batch *image"]) -> Float[Tensor, "batch classes"]:
+        """Return logits.
 
         Args:
-            images: uint8 (batch, 28, 28), 0..255, normalised here; or float (batch, 1, 28, 28),
-                normalised already, as the DataModule's batches are.
+            images: uint8 (batch, 28, 28), 0..255, normalized here; or float (batch, 1, 28, 28),
+                normalized already, as the LightningDataModule's batches are.
         """
         logits: Tensor = self.network(normalize(images) if images.dtype == torch.uint8 else images)
         return logits.float()  # whatever precision training computes in
 
-    def _answer(self, split: str, batch: Batch) -> Float[Tensor, "batch 10"]:
-        images, labels = batch
+    def shared_step(self, batch: Batch, split: str) -> Float[Tensor, "batch classes"]:
+        """Return the logits of a batch, and keep them for the metrics at the epoch's end."""
+        images, targets = batch
         logits: Tensor = self(images)
-        # Metrics wait for the epoch's end: an update or a `self.log` a step costs more than
-        # a small network's forward pass.
-        self._answers[split].append((logits.detach(), labels))
+        # An update of each metric and a `self.log` per step cost more than a small network's
+        # forward pass.
+        self._outputs[split].append((logits.detach(), targets))
         return logits
 
-    def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """Mean cross-entropy of a batch, or this process's part of it.
+    def training_step(self, batch: Batch) -> Float[Tensor, ""]:
+        """Return the loss of a batch, or of this process's shard of it.
 
         Raises:
             DivergenceError: it is infinite or not a number.
+            UserError: the loss function did not return a scalar.
         """
-        _, labels = batch
-        logits = self._answer("train", batch)
-        smoothing = self.label_smoothing
-        if self._trainer is not None and self.trainer.world_size > 1:
-            # The processes' gradients are averaged as if their shares of the batch were equal.
-            share = self.trainer.strategy.reduce(logits.new_tensor(len(labels)), reduce_op="mean")
-            total = functional.cross_entropy(
-                logits, labels, reduction="sum", label_smoothing=smoothing
+        logits = self.shared_step(batch, "train")
+        loss: Tensor = self.criterion(logits, batch[1])
+        if not isinstance(loss, Tensor) or loss.ndim:
+            shape = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else loss
+            raise UserError(
+                f"loss: {type(self.criterion).__name__} returned {shape}; training needs a scalar "
+                "tensor, such as the mean over the batch."
             )
-            loss = total / share
-        else:
-            loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
-        if not loss.isfinite():
-            self._refuse_to_go_on(f"The loss became {loss.item()}")
+        if self._trainer is not None and self.trainer.world_size > 1:
+            # The processes' gradients are averaged as if their shards were equally large.
+            mean = self.trainer.strategy.reduce(logits.new_tensor(len(logits)), reduce_op="mean")
+            loss = loss * len(logits) / mean
+        # Asking another device than the CPU waits for it; there the epoch's mean is checked.
+        if loss.device.type == "cpu" and not loss.isfinite():
+            self._abort(f"The loss became {loss.item()}")
         return loss
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """An optimizer step for each of the batches that came together.
-
-        Lightning's own work around each call takes longer than a small network's step, so that one
-        call takes several (data.PICTURES_AT_ONCE).
-        """
-        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        assert isinstance(optimizer, LightningOptimizer)  # noqa: S101 - there is one of each
-        assert isinstance(scheduler, LRScheduler)  # noqa: S101
-        if batch_idx % LOG_RATE_EVERY == 0:
-            self._log({"lr": scheduler.get_last_lr()[0]}, self.global_step + 1)
-        size = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
-        for part in zip(*(tensor.split(size) for tensor in batch), strict=True):
-            self.manual_backward(self.loss(part))
-            optimizer.step()
-            optimizer.zero_grad()
-            scheduler.step()
-
     def validation_step(self, batch: Batch) -> None:
-        self._answer("val", batch)
+        self.shared_step(batch, "val")
 
-    def _log_epoch(self, split: str, accuracy: MulticlassAccuracy, loss: MeanMetric) -> None:
-        logits, labels = map(torch.cat, zip(*self._answers[split], strict=True))
-        self._answers[split].clear()
-        if len(labels):
-            accuracy.update(logits, labels)
-            loss.update(functional.cross_entropy(logits, labels), len(labels))
-        values = {f"{split}/loss": loss.compute(), f"{split}/acc": accuracy.compute()}
-        if not (mean := values[f"{split}/loss"]).isfinite():
-            self._refuse_to_go_on(f"{split}/loss became {mean.item()}")
-        accuracy.reset()
-        loss.reset()
-        self.log(
-            f"{split}/acc", values[f"{split}/acc"], prog_bar=True, logger=False, sync_dist=True
-        )
-        self._log(values, self.global_step)
+    def test_step(self, batch: Batch) -> None:
+        self.shared_step(batch, "test")
 
-    def _log(self, values: dict[str, Any], step: int) -> None:
-        # Not by `self.log`, which hands it on after the epoch's checkpoint has been saved.
-        for logger in self.loggers:
-            logger.log_metrics(values, step)
+    def predict_step(self, batch: Batch | Tensor) -> Float[Tensor, "batch classes"]:
+        """Return probabilities of a batch, with or without labels."""
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        return self(images).softmax(1)
 
     def on_train_epoch_start(self) -> None:
-        self._answers["train"].clear()  # of an epoch that was interrupted
+        self._outputs["train"].clear()  # of an epoch that was interrupted
 
     def on_train_epoch_end(self) -> None:
         if not all(weight.isfinite().all() for weight in self.parameters()):
-            self._refuse_to_go_on("A weight became infinite or not a number")
-        self._log_epoch("train", self.train_accuracy, self.train_loss)
+            self._abort("A weight became infinite or not a number")
+        self._log_epoch("train")
 
     def on_validation_epoch_end(self) -> None:
-        self._log_epoch("val", self.val_accuracy, self.val_loss)
+        self._log_epoch("val")
 
-    def _refuse_to_go_on(self, what: str) -> None:
-        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+    def on_test_epoch_end(self) -> None:
+        self._log_epoch("test")
+
+    def _log_epoch(self, split: str) -> None:
+        logits, targets = map(torch.cat, zip(*self._outputs[split], strict=True))
+        self._outputs[split].clear()
+        metrics: Any = self.metrics[f"{split}_metrics"]
+        mean: Any = self.losses[f"{split}_loss"]
+        if len(targets):
+            labels = targets.argmax(1) if targets.ndim > 1 else targets
+            metrics.update(logits, labels)
+            mean.update(self._evaluation_loss(logits, targets), len(targets))
+        values: dict[str, Tensor] = {f"{split}/loss": mean.compute(), **metrics.compute()}
+        metrics.reset()
+        mean.reset()
+        if not values[f"{split}/loss"].isfinite():
+            self._abort(f"{split}/loss became {values[f'{split}/loss'].item()}")
+        fitting = self.trainer.state.fn == "fit"
+        # While fitting, loggers get them here: Lightning hands them on after the epoch's checkpoint
+        # has been saved, and a run killed in between would miss them when it is resumed.
+        self.log_dict(values, logger=not fitting, sync_dist=True)
+        if fitting and not self.trainer.sanity_checking:
+            for logger in self.loggers:
+                logger.log_metrics(
+                    {key: value.item() for key, value in values.items()}
+                    | {"epoch": self.current_epoch + 1},
+                    self.global_step,
+                )
+
+    def _evaluation_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss without what is for training alone, such as label smoothing."""
+        module = self.criterion if isinstance(self.criterion, nn.Module) else None
+        training = module is not None and module.training
+        if module is not None:
+            module.eval()
+        loss: Tensor = self.criterion(logits, targets)
+        if module is not None:
+            module.train(training)
+        return loss
+
+    def _abort(self, what: str) -> None:
+        optimizers = self.trainer.optimizers if self._trainer is not None else []
+        rate = (
+            f" at the learning rate {optimizers[0].param_groups[0]['lr']:g}" if optimizers else ""
+        )
         raise DivergenceError(
-            f"{what} in epoch {self.current_epoch + 1}, step {self.global_step + 1} of the run, at "
-            f"the learning rate {rate:g}. Try a lower optimizer.lr, or let it rise slowly with "
-            "optimizer.warmup=0.1."
+            f"{what} in epoch {self.current_epoch + 1}, step {self.global_step + 1} of the run,"
+            f"{rate}. Try a lower optimizer.lr, or raise it slowly with optimizer.warmup=0.1."
         )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        assert self.optimizer_factory is not None  # noqa: S101 - only a fit asks
-        return self.optimizer_factory(self.network)
-
-
-def build_classifier(run: Run) -> Classifier:
-    """An untrained classifier from a run's configuration.
-
-    Raises:
-        UserError: the configuration names or holds something that is not allowed.
-    """
-    if not OmegaConf.select(run.config, "model.network._target_"):
-        raise UserError(f"{run.folder}/.hydra/config.yaml names no network (model.network).")
-    network = instantiate(run.config.model.network, _convert_="all")
-    if not isinstance(network, nn.Module):
-        raise UserError(
-            f"{run.folder}/.hydra/config.yaml: model.network._target_ = "
-            f"{run.config.model.network._target_} makes no network."
+        if self.steps is None:
+            total = int(self.trainer.estimated_stepping_batches)
+            epochs = self.trainer.max_epochs or 1
+            self.steps = total, max(1, total // max(1, epochs))
+        steps, steps_per_epoch = self.steps
+        return configure(
+            self.network,
+            self.optimizer_section,
+            self.scheduler_section,
+            steps=steps,
+            steps_per_epoch=steps_per_epoch,
         )
-    return Classifier(network)
+
+    def predict_proba(
+        self, images: Num[Tensor, "n 28 28"], *, value_range: tuple[float, float] | None = None
+    ) -> Float[Tensor, "n classes"]:
+        """Return class probabilities of raw images, in their order.
+
+        Args:
+            images: uint8, 0..255; or floats whose `value_range` is declared.
+            value_range: (0, 1) or (0, 255), for floats: their values do not tell which, and the
+                wrong one gives wrong predictions without an error.
+
+        Raises:
+            UserError: the shape or the type is another one, or the range is not declared.
+        """
+        images = torch.as_tensor(images)
+        if images.ndim != 3 or images.shape[1:] != (28, 28):  # noqa: PLR2004
+            raise UserError(f"images have the shape {tuple(images.shape)}; (n, 28, 28) is needed.")
+        if images.dtype != torch.uint8:
+            if value_range not in ((0, 1), (0, 255)) or not images.is_floating_point():
+                raise UserError(
+                    f"images are {images.dtype}: give uint8 0..255, or floats with "
+                    "value_range=(0, 1) or (0, 255)."
+                )
+            low, high = images.min().item(), images.max().item()
+            if not 0 <= low <= high <= value_range[1]:
+                raise UserError(f"images go from {low:g} to {high:g}, outside {value_range}.")
+            images = images * (255 / value_range[1])
+        return predict_probabilities(self, images)
+
+    def check_output(self) -> None:
+        """Try the network on two blank images.
+
+        Raises:
+            UserError: it raises, or does not return one logit per class.
+        """
+        name, training = type(self.network).__name__, self.network.training
+        blank = normalize(torch.zeros(2, 28, 28, dtype=torch.uint8, device=self.device))
+        self.network.eval()
+        try:
+            with torch.no_grad():
+                logits = self.network(blank)
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"model.network: {name} cannot compute images of shape (2, 1, 28, 28): {reason}"
+            ) from error
+        finally:
+            self.network.train(training)
+        expected = (2, len(self.classes))
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UserError(
+                f"model.network: {name} returned {shape} for two images; {expected} is needed, one "
+                "logit per class."
+            )
+        if (logits >= 0).all() and torch.allclose(logits.sum(1), logits.new_ones(2), atol=1e-3):
+            raise UserError(
+                f"model.network: {name} returned probabilities; the loss needs logits. Leave the "
+                "final softmax out."
+            )
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        *,
+        trust: bool = False,
+        **arguments: Any,
+    ) -> "Classifier":
+        """Return the classifier of a checkpoint, in evaluation mode.
+
+        Args:
+            checkpoint_path: the file.
+            map_location: the device to move it to.
+            trust: whether the checkpoint may name any class to be built.
+            arguments: the constructor's, in place of the checkpoint's; a network that was given as
+                a module is not in the checkpoint.
+
+        Raises:
+            UserError: the file is broken, or names classes that are not on the allow-list.
+        """
+        content = untrusted.read_checkpoint(Path(checkpoint_path))
+        sections = dict(content.get("hyper_parameters", {})) | arguments
+        if not trust:
+            named = {k: v for k, v in sections.items() if isinstance(v, dict)}
+            untrusted.refuse_foreign(named, "Classifier.load_from_checkpoint(..., trust=True)")
+        if "network" not in sections:
+            raise UserError(f"{checkpoint_path} names no network: pass network=... as well.")
+        classifier = cls(**sections)
+        load_weights(classifier, content, Path(checkpoint_path))
+        return classifier.to(map_location).eval() if map_location else classifier.eval()
 
 
-def load_classifier(run: Run) -> Classifier:
-    """A run's classifier with the weights of its reported checkpoint, ready to predict.
+def _plain_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: dict(each) for name, each in metrics.items() if isinstance(each, Mapping)}
+
+
+def _built(key: str, given: Any, offered: dict[str, Any]) -> Any:
+    return build(key, given, offered=offered) if isinstance(given, Mapping) else given
+
+
+def load_classifier(run: "Run") -> Classifier:
+    """Return a run's classifier with the weights of its reported checkpoint, ready to predict.
 
     Only tensors and plain values are read: opening somebody's run executes none of their code.
 
     Raises:
-        UserError: the run cannot be rebuilt, or its checkpoint is missing, broken or another's.
+        UserError: the run cannot be rebuilt, its checkpoint is missing, broken or another's, or it
+            names classes that are not on the allow-list and is not trusted.
     """
+    from fashion.data.datamodule import CLASS_NAMES
+
     path = run.reported_checkpoint
-    weights = read_checkpoint(path)["state_dict"]
-    try:
-        with torch.device("meta"):  # which takes no memory, however large the network
-            build_classifier(run).load_state_dict(weights, assign=True)
-        classifier = build_classifier(run)
-        classifier.load_state_dict(weights)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} does not hold this run's weights: {error}") from error
+    content = untrusted.read_checkpoint(path)
+    section = run.section("model.network", run.command("evaluate", "--trust"))
+    data = run.config.data
+    classes = data.get("classes") or CLASS_NAMES.get(data.get("dataset", "FashionMNIST"), CLASSES)
+    with torch.device("meta"):  # which takes no memory, however large the network
+        probe = Classifier(section, classes=list(classes))
+        load_weights(probe, content, path, assign=True)
+    classifier = Classifier(section, classes=list(classes))
+    load_weights(classifier, content, path)
     return classifier.eval()
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's content: tensors and plain values, so that reading it executes nothing.
+def load_weights(
+    classifier: Classifier, content: dict[str, Any], path: Path, *, assign: bool = False
+) -> None:
+    """Put a checkpoint's weights into a classifier.
 
     Raises:
-        UserError: it is missing, broken or no checkpoint.
+        UserError: they are of another network.
     """
+    weights = {key: v for key, v in content["state_dict"].items() if key.startswith("network.")}
+    own = {key for key in classifier.state_dict() if key.startswith("network.")}
     try:
-        with open_file(path) as file:
-            _refuse_damage(file)
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        parts = [content[key] for key in ("state_dict", "epoch", "global_step")]
-    except FileNotFoundError as error:
-        raise UserError(f"There is no {path}.") from error
-    except Exception as error:  # torch.load raises nearly anything on a broken or hostile file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if isinstance(
-            error, pickle.UnpicklingError
-        ):  # torch's advice would be to run what is in it
-            reason = "it is damaged, or holds more than numbers, which could run code"
-        raise UserError(f"{path} cannot be read as a checkpoint: {reason}.") from error
-    if [type(part) for part in parts[1:]] != [int, int]:
-        raise UserError(f"{path} is no checkpoint of a run.")
-    return content  # type: ignore[no-any-return]
-
-
-def _refuse_damage(file: IO[bytes]) -> None:
-    """Torch compares no check sums, and would decompress what expands without end.
-
-    Raises:
-        ValueError, zipfile.BadZipFile: it is not what torch has written.
-    """
-    with zipfile.ZipFile(file) as archive:
-        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-            raise ValueError("it is compressed, which no checkpoint is")
-        if damaged := archive.testzip():
-            raise ValueError(f"it is damaged ({damaged})")
-    file.seek(0)
+        if own != set(weights):
+            other = sorted(own ^ set(weights))
+            raise RuntimeError(f"another network's: {', '.join(other[:3])}")  # noqa: TRY301
+        classifier.load_state_dict(weights, strict=False, assign=assign)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} does not hold this run's weights: {error}") from error
 
 
 @torch.inference_mode()
-def predict(classifier: Classifier, images: Tensor) -> Float[Tensor, "n 10"]:
-    """Probabilities of raw pictures (n, 28, 28), in their order.
+def predict_probabilities(
+    classifier: Classifier, images: Num[Tensor, "n 28 28"]
+) -> Float[Tensor, "n classes"]:
+    """Return probabilities of raw images, 0..255, in their order, on the CPU.
 
     Raises:
-        UserError: its weights are infinite or no numbers, or so large that its answers are.
+        UserError: they are no numbers, because weights are infinite, no numbers or too large.
     """
     classifier.eval()
     probabilities = torch.cat(
         [
-            classifier(part.to(classifier.device)).softmax(1).cpu()
+            classifier(normalize(part.to(classifier.device))).softmax(1).cpu()
             for part in images.split(EVAL_BATCH_SIZE)
         ]
     )
     if not probabilities.isfinite().all():
-        raise UserError("The network's answers are not numbers, since its weights are too large.")
+        raise UserError("The network's predictions are no numbers: its weights are too large.")
     return probabilities
 
 
-def answer(classifier: Classifier, pictures: ImageSet) -> Predictions:
-    """What a classifier makes of a split."""
-    labels: Int[Tensor, " n"] = pictures.labels
-    return Predictions(labels.numpy(), predict(classifier, pictures.images).numpy())
+def penultimate_features(
+    network: nn.Module, images: UInt8[Tensor, "n 28 28"]
+) -> Float[Tensor, "n features"] | None:
+    """Return the input of the last `nn.Linear` to work, or None if there is none."""
+    given: list[Tensor] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+        for layer in network.modules()
+        if isinstance(layer, nn.Linear)
+    ]
+    features = []
+    with torch.inference_mode():
+        for part in images.split(EVAL_BATCH_SIZE):
+            given.clear()
+            network(normalize(part))
+            features += [layer.flatten(1) for layer in given[-1:]]
+    for hook in hooks:
+        hook.remove()
+    return torch.cat(features) if features else None

@@ -1,4 +1,4 @@
-"""Networks: normalised pictures in, one logit a class out. No Lightning, no loss."""
+"""Networks: normalized images in, one logit per class out. No Lightning, no loss."""
 
 import torch
 from jaxtyping import Float
@@ -9,14 +9,14 @@ from fashion.config import Activation, Fraction, PositiveInt
 from fashion.errors import UserError
 
 IMAGE_SIZE = 28
-CLASSES = 10
 MONOTONE = ("relu", "leaky_relu", "elu")
 
 
 class ConvNet(nn.Sequential):
-    """Convolutions, then dense layers, then ten logits: from softmax regression to the deck's best.
+    """Convolutions, then dense layers: from softmax regression to the deck's best model.
 
     Args:
+        num_classes: number of logits.
         conv: filters of each convolution (stride 1, no padding); [] for none.
         kernel_size: side of each convolution's kernel.
         pool: side of the max-pooling window after each convolution; 1 for none.
@@ -24,25 +24,26 @@ class ConvNet(nn.Sequential):
         conv_activation: after each convolution.
         dense_activation: after each dense layer.
         negative_slope: of leaky_relu below zero.
-        dropout: share of units dropped after each dense layer.
+        dropout: fraction of units dropped after each dense layer.
         batch_norm: whether to normalize before each activation.
 
     Raises:
-        UserError: nothing is left of the picture before the last convolution.
+        UserError: nothing is left of the image before the last convolution.
     """
 
     def __init__(
         self,
+        num_classes: int = 10,
         *,
         conv: list[PositiveInt],
-        kernel_size: PositiveInt,
-        pool: PositiveInt,
+        kernel_size: PositiveInt = 3,
+        pool: PositiveInt = 1,
         dense: list[PositiveInt],
-        conv_activation: Activation,
-        dense_activation: Activation,
-        negative_slope: Fraction,
-        dropout: Fraction,
-        batch_norm: bool,
+        conv_activation: Activation = "leaky_relu",
+        dense_activation: Activation = "relu",
+        negative_slope: Fraction = 0.05,
+        dropout: Fraction = 0.0,
+        batch_norm: bool = False,
     ) -> None:
         layers: list[nn.Module] = []
         channels, size = 1, IMAGE_SIZE
@@ -58,7 +59,7 @@ class ConvNet(nn.Sequential):
             activated.append(_activation(conv_activation, negative_slope))
             pooling = [nn.MaxPool2d(pool)] if pool > 1 else []
             # A maximum and a monotone activation commute: pooling first leaves the activation, and
-            # the normalisation before it, 1 / pool^2 of the work.
+            # the normalization before it, 1 / pool^2 of the work.
             first = conv_activation in MONOTONE
             layers += [*pooling, *activated] if first else [*activated, *pooling]
             channels, size = filters, left
@@ -72,12 +73,12 @@ class ConvNet(nn.Sequential):
             if dropout:
                 layers.append(nn.Dropout(dropout))
             features = units
-        layers.append(nn.Linear(features, CLASSES))
+        layers.append(nn.Linear(features, num_classes))
         super().__init__(*layers)
 
 
 class _Flatten(nn.Module):
-    """One row a picture, channels last, as Keras does: of a channels-last batch it is a view."""
+    """Flatten to one row per image, channels last as in Keras: a view of a channels-last batch."""
 
     def forward(self, x: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch features"]:
         return x.permute(0, 2, 3, 1).flatten(1)
@@ -94,11 +95,12 @@ def _activation(name: Activation, negative_slope: float) -> nn.Module:
 class ResNet(nn.Sequential):
     """A small residual network made for 28 x 28, in the manner of KellerJordan/cifar10-airbench.
 
-    A whitening layer, stages that each halve the picture, and one linear layer on what is left.
-    Gains below are points of validation accuracy after 6 epochs, one run each, so good to 0.2
-    (results/exploration/).
+    A whitening layer, stages that each halve the image, and one linear layer on what is left.
+    Gains below are percentage points of validation accuracy after 6 epochs, one run each, so good
+    to 0.2 (results/exploration/).
 
     Args:
+        num_classes: number of logits.
         widths: channels of each stage; with three of them the sides are 27, 13, 6 and 3 pixels.
         depth: convolutions in each stage's residual branch.
 
@@ -106,7 +108,9 @@ class ResNet(nn.Sequential):
         UserError: there are more stages than the side can be halved.
     """
 
-    def __init__(self, *, widths: list[PositiveInt], depth: PositiveInt) -> None:
+    def __init__(
+        self, num_classes: int = 10, *, widths: list[PositiveInt], depth: PositiveInt = 2
+    ) -> None:
         whitening = _Whitening()
         layers: list[nn.Module] = [whitening]
         channels, side = len(whitening.bias), IMAGE_SIZE - 1
@@ -114,16 +118,16 @@ class ResNet(nn.Sequential):
             layers.append(_Stage(channels, width, depth))
             channels, side = width, side // 2
         if side < 1:
-            raise UserError(f"widths = {widths}: a picture cannot be halved {len(widths)} times.")
-        # Where something is seen matters, in pictures as alike in their layout as these: 0.26 more
-        # than by each channel's maximum over the places.
-        super().__init__(*layers, _Flatten(), nn.Linear(channels * side**2, CLASSES))
+            raise UserError(f"widths = {widths}: an image cannot be halved {len(widths)} times.")
+        # Where something is seen matters in images as alike in their layout as these: 0.26 more
+        # than by each channel's maximum over the positions.
+        super().__init__(*layers, _Flatten(), nn.Linear(channels * side**2, num_classes))
 
 
 class _Whitening(nn.Module):
-    """Each 2 x 2 pixels as four uncorrelated numbers of unit variance, their two signs apart.
+    """Whitening of 2 x 2 pixels: four uncorrelated numbers of unit variance, in both signs.
 
-    The principal components of the normalised training pictures' 2 x 2 patches are, to within 0.03
+    The principal components of the normalized training images' 2 x 2 patches are, to within 0.03
     a weight, those of Haar: the sum, and the differences across, down and diagonally, with these
     variances. They stay as they are; only a bias is learned.
     """
@@ -147,12 +151,12 @@ class _Whitening(nn.Module):
 
 
 class _Stage(nn.Module):
-    """Widens and halves, then adds what a branch of convolutions finds."""
+    """Downsampling convolution block followed by a residual branch."""
 
     def __init__(self, channels: int, width: int, depth: int) -> None:
         super().__init__()
-        # Pooling before the convolution would save half of all operations, and cost 0.7 points.
-        # Normalised and rectified after it: a quarter of the pixels.
+        # Pooling before the convolution would save half of all operations and cost 0.7 points.
+        # Normalization and ReLU come after it: a quarter of the pixels.
         self.halve = nn.Sequential(
             _convolution(channels, width),
             nn.MaxPool2d(2),
@@ -176,7 +180,7 @@ class _Stage(nn.Module):
 
 
 def _convolution(channels: int, filters: int) -> nn.Conv2d:
-    """3 x 3, as large as its input; at first each channel passes through unchanged."""
-    layer = nn.Conv2d(channels, filters, 3, padding=1, bias=False)  # normalisation brings a bias
+    """Return a 3 x 3 convolution of its input's size that at first passes each channel through."""
+    layer = nn.Conv2d(channels, filters, 3, padding=1, bias=False)  # normalization adds one
     nn.init.dirac_(layer.weight.data[:channels])
     return layer

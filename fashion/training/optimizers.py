@@ -1,101 +1,139 @@
-"""Optimizers and their schedules: a network and its number of steps in, Lightning's dict out."""
+"""Optimizers, learning-rate schedules and schedulers, ours and any of torch's."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from fashion.config import Fraction, NonNegativeFloat, PositiveFloat, Schedule
+from fashion.config import (
+    OPTIMIZER,
+    SCHEDULER,
+    Fraction,
+    NonNegativeFloat,
+    PositiveFloat,
+    Schedule,
+    build,
+    locate,
+)
 from fashion.errors import UserError
 
-OptimizerFactory = Callable[[nn.Module], OptimizerLRSchedulerConfig]
 KERNEL_DIMENSIONS = 4  # out, in, height, width
 
 
-def adam(
+def configure(
     network: nn.Module,
-    steps: int,
+    optimizer: Mapping[str, Any],
+    scheduler: Mapping[str, Any] | None,
     *,
-    lr: PositiveFloat,
-    weight_decay: NonNegativeFloat,
-    schedule: Schedule,
-    warmup: Fraction,
+    steps: int,
+    steps_per_epoch: int,
 ) -> OptimizerLRSchedulerConfig:
-    """Adam (Kingma and Ba 2015); weight decay is the L2 penalty."""
-    optimizer = torch.optim.Adam(network.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
-    return _scheduled(optimizer, steps, schedule, warmup)
+    """Build the optimizer and its scheduler from their sections of the configuration.
+
+    A subclass of torch.optim.Optimizer is given the network's parameters; a function is given the
+    network, so that it can form parameter groups.
+
+    Args:
+        network: what is trained.
+        optimizer: `_target_`, its arguments, and `schedule` and `warmup` (see `schedule_factor`).
+        scheduler: `_target_` and arguments of a torch scheduler, `interval` ("step" or "epoch", the
+            default) and the `monitor` of ReduceLROnPlateau; None for the optimizer's `schedule`.
+        steps: optimizer steps of the whole training.
+        steps_per_epoch: optimizer steps per epoch.
+
+    Raises:
+        UserError: one of them cannot be built.
+    """
+    target = locate("optimizer", optimizer)
+    is_class = isinstance(target, type) and issubclass(target, torch.optim.Optimizer)
+    trained: Any = list(network.parameters()) if is_class else network
+    section = {key: value for key, value in optimizer.items() if key not in OPTIMIZER}
+    made = build("optimizer", section, trained)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise UserError(
+            f"optimizer._target_ = {optimizer['_target_']}: it returned {type(made).__name__}, "
+            "which is no torch.optim.Optimizer."
+        )
+    schedule, warmup = optimizer.get("schedule", "constant"), optimizer.get("warmup", 0.0)
+    if scheduler is None:
+        rate: Any = LambdaLR(made, lambda step: schedule_factor(schedule, warmup, step, steps))
+        return {"optimizer": made, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+    if (schedule, warmup) != ("constant", 0.0):
+        raise UserError(
+            f"optimizer.schedule = {schedule}, warmup = {warmup}: a scheduler of your own replaces "
+            "them; set optimizer.schedule=constant optimizer.warmup=0.0."
+        )
+    values = {key: value for key, value in scheduler.items() if key not in SCHEDULER}
+    offered = {"total_steps": steps, "steps_per_epoch": steps_per_epoch}
+    rate = build("scheduler", values, made, offered=offered)
+    # Lightning steps an epoch's scheduler after the epoch's checkpoint has been saved, so that a
+    # resumed run would miss the step; "every steps_per_epoch steps" is the same, before it.
+    per_step = scheduler.get("interval", "epoch") == "step"
+    configuration: Any = {
+        "scheduler": rate,
+        "interval": "step",
+        "frequency": 1 if per_step else steps_per_epoch,
+        "reduce_on_plateau": isinstance(rate, ReduceLROnPlateau),
+        "monitor": scheduler.get("monitor", "val/loss"),
+    }
+    return {"optimizer": made, "lr_scheduler": configuration}
+
+
+def adam(
+    network: nn.Module, *, lr: PositiveFloat, weight_decay: NonNegativeFloat = 0.0
+) -> torch.optim.Optimizer:
+    """Return Adam (Kingma and Ba 2015); weight decay is the L2 penalty."""
+    return torch.optim.Adam(network.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
 
 
 def adamw(
-    network: nn.Module,
-    steps: int,
-    *,
-    lr: PositiveFloat,
-    weight_decay: NonNegativeFloat,
-    schedule: Schedule,
-    warmup: Fraction,
-) -> OptimizerLRSchedulerConfig:
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+    network: nn.Module, *, lr: PositiveFloat, weight_decay: NonNegativeFloat = 0.01
+) -> torch.optim.Optimizer:
+    """Return Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
     groups = _groups(network.parameters(), weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
-    return _scheduled(optimizer, steps, schedule, warmup)
+    return torch.optim.AdamW(groups, lr=lr, fused=True)
 
 
 def sgd(
     network: nn.Module,
-    steps: int,
     *,
     lr: PositiveFloat,
-    momentum: Fraction,
-    weight_decay: NonNegativeFloat,
-    schedule: Schedule,
-    warmup: Fraction,
-) -> OptimizerLRSchedulerConfig:
-    """Stochastic gradient descent with Nesterov's momentum."""
-    optimizer = torch.optim.SGD(
-        _groups(network.parameters(), weight_decay),
-        lr=lr,
-        momentum=momentum,
-        nesterov=momentum > 0,
-        fused=True,
-    )
-    return _scheduled(optimizer, steps, schedule, warmup)
+    momentum: Fraction = 0.9,
+    weight_decay: NonNegativeFloat = 0.0,
+) -> torch.optim.Optimizer:
+    """Return stochastic gradient descent with Nesterov momentum."""
+    groups = _groups(network.parameters(), weight_decay)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
 
 
 def muon(
     network: nn.Module,
-    steps: int,
     *,
     lr: PositiveFloat,
-    momentum: Fraction,
-    other_lr: PositiveFloat,
-    weight_decay: NonNegativeFloat,
-    schedule: Schedule,
-    warmup: Fraction,
-) -> OptimizerLRSchedulerConfig:
-    """Orthogonalised momentum for the convolutions, AdamW for all else.
+    momentum: Fraction = 0.6,
+    other_lr: PositiveFloat = 0.01,
+    weight_decay: NonNegativeFloat = 0.01,
+) -> torch.optim.Optimizer:
+    """Return orthogonalized momentum for the convolutions and AdamW for all else.
 
     Args:
-        network: whose convolutions are each followed by batch normalisation (see `Muon`).
-        steps: of the whole training.
-        lr: of the convolutions: by what share of its length a kernel changes in a step.
+        network: whose convolutions are each followed by batch normalization (see `Muon`).
+        lr: of the convolutions: the relative update size of a kernel per step.
         momentum: of the convolutions.
         other_lr: AdamW's, for all other parameters.
-        weight_decay: AdamW's; none on biases and on what batch normalisation learns.
-        schedule: of both rates.
-        warmup: share of the steps over which they rise.
+        weight_decay: AdamW's; none on biases and the parameters of batch normalization.
 
     Raises:
-        UserError: the network has no convolution, or no batch normalisation after it.
+        UserError: the network has no convolution, or no batch normalization after it.
     """
     if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
         raise UserError(
-            "optimizer = muon is for convolutions followed by batch normalisation, of which this "
+            "optimizer = muon is for convolutions followed by batch normalization, of which this "
             "network has none: take model=resnet, model.network.batch_norm=true with "
             "convolutions, or another optimizer."
         )
@@ -103,18 +141,17 @@ def muon(
     kernels = [parameter for parameter in parameters if parameter.ndim == KERNEL_DIMENSIONS]
     others = [parameter for parameter in parameters if parameter.ndim != KERNEL_DIMENSIONS]
     orthogonal = {"name": "kernels", "params": kernels, "lr": lr, "momentum": momentum}
-    optimizer = Muon([orthogonal, *_groups(others, weight_decay)], lr=other_lr, fused=True)
-    return _scheduled(optimizer, steps, schedule, warmup)
+    return Muon([orthogonal, *_groups(others, weight_decay)], lr=other_lr, fused=True)
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW; parameter groups with a "momentum" take orthogonalize steps instead.
+    """AdamW whose parameter groups with a "momentum" take orthogonalized steps instead.
 
-    A kernel (out, in, h, w) is a matrix of one row a filter. Its Nesterov momentum is replaced by
-    the nearest orthogonal matrix, so that all directions are learned at one pace (Jordan et al.
-    2024, https://kellerjordan.github.io/posts/muon), and the kernel is first brought to the length
-    that a matrix of unit rows has: batch normalisation undoes a kernel's length, and with it fixed
-    the rate alone says how far a step turns it, as in KellerJordan/cifar10-airbench.
+    A kernel (out, in, h, w) is a matrix with one row per filter. Its Nesterov momentum is replaced
+    by the nearest orthogonal matrix, so that all directions are learned at one pace (Jordan et al.
+    2024, https://kellerjordan.github.io/posts/muon), and the kernel is first scaled to the norm of
+    a matrix of unit rows: batch normalization undoes a kernel's norm, and with it fixed the
+    learning rate alone sets the relative update size, as in KellerJordan/cifar10-airbench.
 
     torch.optim.Muon takes 2-D parameters alone, one matrix at a time, and computes in bfloat16
     always; here that is so in a training of that precision.
@@ -156,10 +193,10 @@ class Muon(torch.optim.AdamW):
 def orthogonalize(
     matrices: Float[Tensor, "n rows columns"],
 ) -> Float[Tensor, "n rows columns"]:
-    """Each matrix U S V^T with its singular values S brought near 1: 0.7 to 1.2.
+    """Return each matrix U S V^T with its singular values S moved near 1: to 0.7..1.2.
 
-    By five Newton-Schulz iterations, products of matrices alone, with the coefficients of Jordan et
-    al. (2024), which lift small values soonest and need not converge.
+    Five Newton-Schulz iterations, matrix products alone, with the coefficients of Jordan et al.
+    (2024), which raise small values fastest and need not converge.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[1] > matrices.shape[2]
@@ -172,9 +209,9 @@ def orthogonalize(
 
 
 def schedule_factor(schedule: Schedule, warmup: float, step: int, steps: int) -> float:
-    """The learning rate's factor, 0..1, at `step` of `steps` (0-based).
+    """Return the learning rate's factor, 0..1, at `step` of `steps` (from 0).
 
-    It rises linearly over the first `warmup` share of the steps, then stays, or falls to zero
+    It rises linearly over the first `warmup` fraction of the steps, then stays, or falls to zero
     linearly or along half a cosine; zero is what the step after the last would have.
     """
     rising = math.ceil(warmup * steps)
@@ -189,7 +226,7 @@ def schedule_factor(schedule: Schedule, warmup: float, step: int, steps: int) ->
 
 
 def _groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Weights, which decay, and biases and what normalisation learns, which do not."""
+    """Split parameters into weights, which decay, and biases and normalization, which do not."""
     parameters = list(parameters)
     return [
         {"name": name, "params": group, "weight_decay": decay}
@@ -199,13 +236,3 @@ def _groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dic
         )
         if group
     ]
-
-
-def _scheduled(
-    optimizer: torch.optim.Optimizer, steps: int, schedule: Schedule, warmup: float
-) -> OptimizerLRSchedulerConfig:
-    scheduler = LambdaLR(optimizer, lambda step: schedule_factor(schedule, warmup, step, steps))
-    return {
-        "optimizer": optimizer,
-        "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"},
-    }

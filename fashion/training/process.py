@@ -1,127 +1,421 @@
-"""Lightning's Trainer as every run here uses it: one run folder, checkpoints, TensorBoard."""
+"""One training: everything that a configuration names is built, fitted and handed back."""
 
 import ctypes
-import io
 import logging
+import os
 import platform
 import threading
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, RichProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
-from fashion.config import Accelerator, PositiveInt, Precision, Strategy
-from fashion.errors import UserError
-from fashion.runs.files import atomic_write
+from fashion.config import NonNegativeInt, build
+from fashion.data.datamodule import FashionMNIST, from_config
+from fashion.errors import DivergenceError, Interrupted, UserError, deferred_signals
+from fashion.runs import untrusted
+from fashion.runs.provenance import provenance
 from fashion.runs.run import Run
+from fashion.training.callbacks import (
+    EpochSeed,
+    EpochTable,
+    History,
+    InterruptBetweenBatches,
+    Timing,
+)
+from fashion.training.checkpoints import (
+    AtomicCheckpointIO,
+    BestCheckpoint,
+    LastCheckpoint,
+    progress,
+)
+from fashion.training.classifier import Classifier, load_weights
+from fashion.training.fast_path import ChunkedClassifier, why_not
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
 
-class EventLogger(TensorBoardLogger):
-    """TensorBoard's events in the run folder itself, and no second copy of the configuration."""
+@dataclass
+class Fit:
+    """A finished training, in memory.
 
-    def __init__(self, run: Run, steps: int) -> None:
-        # A run that continues after `steps` steps: TensorBoard drops what was logged beyond them.
+    Attributes:
+        run: whose folder holds the checkpoints and the history.
+        classifier: with the weights of the reported checkpoint, in evaluation mode, on the CPU.
+        data: the run's data.
+        trainer: as the fit left it.
+        metrics: what metrics.json says of the training: epochs, seconds, parameters, versions, ...
+    """
+
+    run: Run
+    classifier: Classifier
+    data: Any
+    trainer: pl.Trainer
+    metrics: dict[str, Any]
+
+    @property
+    def tensorboard(self) -> TensorBoardLogger | None:
+        """Return the TensorBoard logger, if there is one."""
+        loggers = (each for each in self.trainer.loggers if isinstance(each, TensorBoardLogger))
+        return next(loggers, None)
+
+
+def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit | None:
+    """Train, or continue from the last checkpoint as if there had been no interruption.
+
+    Args:
+        config: the whole configuration, checked.
+        run: where everything is written; started by the caller.
+        callbacks: beside the configuration's.
+
+    Returns:
+        The finished training; None in all processes of it but the first, and for a dry run
+        (`trainer.fast_dev_run`), of which nothing is kept.
+
+    Raises:
+        UserError: the configuration, the data or the folder does not allow it.
+        DivergenceError: the loss or the weights became infinite or not a number.
+    """
+    made = provenance()  # before anyone can change the code that is running
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    prepare_process()
+    pl.seed_everything(config.seed, verbose=False)
+    augmentation = plain["augmentation"] and build("augmentation", plain["augmentation"])
+    data = from_config(plain["data"], config.seed, augmentation)
+    data.prepare_data()
+    data.setup("fit")
+    validates = run.validates
+    configured = {
+        name: build(f"callbacks.{name}", section, offered={"dirpath": run.checkpoints})
+        for name, section in plain["callbacks"].items()
+        if section and (validates or not _watches_validation(section))
+    }
+    reason = why_not(
+        getattr(data, "batch_size", 0),
+        plain["trainer"],
+        [*configured.values(), *callbacks],
+        scheduler=plain["scheduler"],
+        foreign_data=not isinstance(data, FashionMNIST),
+    )
+    classifier = _classifier(plain, data, chunked=reason is None)
+    if config.init_from:
+        _start_from(classifier, config.init_from, trust=config.trust)
+    _refuse_single_images(classifier, data, plain["trainer"])
+    classifier.check_output()
+    classifier.configure_optimizers()  # what does not suit the network is refused before writing
+    if config.compile:
+        classifier.network.compile()
+    before = run.last_checkpoint if run.last_checkpoint.exists() else None
+    steps_before = untrusted.read_checkpoint(before)["global_step"] if before else 0
+    timing, last = Timing(), LastCheckpoint(run.last_checkpoint)
+    best = next((c for c in configured.values() if isinstance(c, BestCheckpoint)), None)
+    shown = plain["trainer"].get("enable_progress_bar", True)
+    bar = next((c for c in configured.values() if isinstance(c, ProgressBar)), None)
+    try:
+        with deferred_signals() as signals, _no_traceback_of_writers():
+            trainer = build_trainer(
+                plain["trainer"],
+                run,
+                [
+                    InterruptBetweenBatches(signals.listen, signals.raise_noted),
+                    EpochSeed(config.seed),
+                    timing,
+                    *[c for c in configured.values() if c is not best],
+                    *callbacks,
+                    History(run.folder / "history.csv", timing),
+                    *([EpochTable(timing)] if shown and bar is None else []),
+                    *([best] if best else []),
+                    last,
+                ],
+                build_loggers(plain["logger"], run, steps_before),
+                progress_bar=shown and bar is not None,
+            )
+            if shown and trainer.is_global_zero:
+                print(_heading(plain, classifier, data, trainer, reason), flush=True)
+            for logger in trainer.loggers:
+                if not isinstance(logger, TensorBoardLogger):  # which gets them with the results
+                    logger.log_hyperparams(plain)
+            trainer.fit(classifier, datamodule=data, ckpt_path=before, weights_only=True)
+    except OSError as error:
+        raise UserError(f"{run.folder} cannot be written: {error.strerror or error}.") from error
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"data.batch_size = {config.data.get('batch_size')}: there is too little memory for so "
+            f"many images at once in this network, or for the network "
+            f"({str(error).split('. ')[0]})."
+        ) from error
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {error}") from error
+    except (DivergenceError, Interrupted) as error:
+        error.add_note(progress(last, best))
+        raise
+    if not trainer.is_global_zero or trainer.fast_dev_run:
+        return None
+    if not run.reported_checkpoint.exists():
+        raise UserError(
+            f"{run.folder} has no {run.reported_checkpoint.name}: no validation came to its end in "
+            f"{last.epochs} epoch(s). Train longer, or report the last epoch with checkpoint=last."
+        )
+    content = untrusted.read_checkpoint(run.reported_checkpoint)
+    classifier = classifier.to("cpu")
+    load_weights(classifier, content, run.reported_checkpoint)
+    metrics = {
+        "seed": config.seed,
+        "best_epoch": content["epoch"] + 1,
+        "epochs": last.epochs,
+        **_stopped(configured.values(), plain, last.epochs),
+        "parameters": sum(parameter.numel() for parameter in classifier.network.parameters()),
+        "seconds": timing.seconds,
+        "images_per_second": timing.images_per_second,
+        "precision": trainer.precision,
+        **made,
+    }
+    return Fit(run, classifier.eval(), data, trainer, metrics)
+
+
+def _watches_validation(section: Mapping[str, Any]) -> bool:
+    """Whether a callback of ours monitors a metric of the validation set, which may be empty."""
+    ours = str(section["_target_"]).startswith("fashion.")
+    return ours and str(section.get("monitor", "val/")).startswith("val/")
+
+
+def _classifier(plain: dict[str, Any], data: Any, *, chunked: bool) -> Classifier:
+    """Build the classifier, which takes several batches at once where that changes nothing."""
+    trainer = plain["trainer"]
+    epochs = trainer.get("max_epochs") or -1
+    options: dict[str, Any] = {}
+    if isinstance(data, FashionMNIST):
+        limit = trainer.get("limit_train_batches")
+        batches = data.steps
+        if isinstance(limit, float):
+            batches = int(batches * limit)
+        elif limit is not None:
+            batches = min(batches, limit)
+        per_epoch = -(-batches // trainer.get("accumulate_grad_batches", 1))
+        steps = epochs * per_epoch if epochs > 0 else -1
+        if (most := trainer.get("max_steps", -1)) > 0 and (steps < 0 or most < steps):
+            steps = most
+        if steps > 0:
+            options["steps"] = (steps, per_epoch)
+        counts = torch.bincount(data.train.labels, minlength=len(data.classes))
+        options |= {"class_counts": counts.tolist(), "classes": data.classes}
+        data.chunked = chunked
+    if chunked:
+        options["batch_size"] = data.batch_size
+    return (ChunkedClassifier if chunked else Classifier)(
+        plain["model"]["network"],
+        plain["optimizer"],
+        scheduler=plain["scheduler"],
+        loss=plain["loss"],
+        metrics={name: section for name, section in plain["metrics"].items() if section},
+        **options,
+    )
+
+
+def _start_from(classifier: Classifier, folder: str, *, trust: bool) -> None:
+    """Begin with another run's reported weights; those of other shapes stay as they are."""
+    source = Run.open(Path(folder).expanduser(), trust=trust)
+    given = untrusted.read_checkpoint(source.reported_checkpoint)["state_dict"]
+    given = {key: v for key, v in given.items() if key.startswith("network.")}
+    own = {key: v for key, v in classifier.state_dict().items() if key.startswith("network.")}
+    fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+    if not fitting:
+        raise UserError(f"init_from = {folder}: none of its weights fits this network.")
+    if other := sorted(own.keys() - fitting.keys()):
+        print(f"init_from = {folder}: these begin at random: {', '.join(other)}.")
+    classifier.load_state_dict(fitting, strict=False)
+
+
+def _refuse_single_images(classifier: Classifier, data: Any, trainer: Mapping[str, Any]) -> None:
+    """Raises UserError: a dense layer's batch normalization would see a single image."""
+    if not isinstance(data, FashionMNIST):
+        return
+    devices = trainer.get("devices", 1)
+    processes = devices if isinstance(devices, int) and devices > 0 else 1
+    smallest = len(data.train) % data.batch_size or data.batch_size
+    if smallest < 2 * processes and any(
+        isinstance(module, nn.BatchNorm1d) for module in classifier.network.modules()
+    ):
+        raise UserError(
+            f"data.batch_size = {data.batch_size}: of {len(data.train):,} images the last batch "
+            f"has {smallest}, and batch normalization needs at least two in each process."
+        )
+
+
+def _stopped(callbacks: Any, plain: Mapping[str, Any], epochs: int) -> dict[str, str]:
+    """Return why a training ended before its last epoch, if it did."""
+    planned = plain["trainer"].get("max_epochs") or -1
+    if not 0 < epochs < planned:
+        return {}
+    stopper = next((c for c in callbacks if isinstance(c, EarlyStopping) and c.stopped_epoch), None)
+    text = f"stopped after {epochs} of {planned} epochs"
+    if stopper is not None:
+        text += f": {stopper.monitor} no better for {stopper.wait_count}"
+    if (schedule := plain["optimizer"].get("schedule", "constant")) != "constant":
+        text += f"; the {schedule} schedule had not come to its end"
+    return {"stopped": text}
+
+
+def _heading(
+    plain: Mapping[str, Any],
+    classifier: Classifier,
+    data: Any,
+    trainer: pl.Trainer,
+    reason: str | None,
+) -> str:
+    """Return two lines about what is trained, on what; a third where the ordinary loop is used."""
+    network = plain["model"]["network"]["_target_"].rpartition(".")[2]
+    optimizer = plain["optimizer"]["_target_"].rpartition(".")[2]
+    parameters = sum(parameter.numel() for parameter in classifier.network.parameters())
+    lines = [f"{network}, {parameters:,} parameters, {optimizer} lr={plain['optimizer'].get('lr')}"]
+    if isinstance(data, FashionMNIST):
+        lines[0] += f", batch {data.batch_size}"
+        lines.append(f"{len(data.train):,} training and {len(data.val):,} validation images, ")
+    else:
+        lines.append("")
+    device = trainer.strategy.root_device.type
+    where = f"{torch.get_num_threads()} threads" if device == "cpu" else device
+    lines[1] += f"{where}, {trainer.precision}"
+    if reason:
+        lines.append(f"One batch per step of Lightning's loop, because of {reason}.")
+    return "\n".join(lines)
+
+
+class EventLogger(TensorBoardLogger):
+    """TensorBoard's events in the run folder itself, and no second copy of the configuration.
+
+    Beyond Lightning's: a resumed run drops what was logged beyond its checkpoint, and its events
+    come last even if the clock was set back, because TensorBoard reads files in their names' order.
+
+    Args:
+        save_dir: the run's folder.
+        steps: done before this training.
+    """
+
+    def __init__(self, save_dir: str, *, steps: NonNegativeInt = 0) -> None:
+        now, earlier = int(time.time()), sorted(Path(save_dir).glob("events.out.tfevents.*"))
+        if earlier and int(earlier[-1].name.split(".")[3]) >= now:
+            for position, path in enumerate(earlier):
+                second = f"{now - len(earlier) + position:010}"
+                path.rename(
+                    path.with_name(
+                        ".".join([*path.name.split(".")[:3], second, path.name.split(".", 4)[4]])
+                    )
+                )
         super().__init__(
-            run.folder, name="", version="", default_hp_metric=False, purge_step=steps + 1
+            save_dir, name="", version="", default_hp_metric=False, purge_step=steps + 1
         )
 
     def save(self) -> None:
         self.experiment.flush()
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that take their file's place in one step, whole or not at all.
+def build_loggers(sections: Mapping[str, Any] | None, run: Run, steps: int) -> list[Logger]:
+    """Build the configuration's loggers, which write into the run's folder.
 
-    Lightning's own writes to the system's folder for temporary files first, and copies from there.
+    Args:
+        sections: by a name of the user's.
+        run: whose folder it is.
+        steps: done before this training; CSVLogger would delete what it had written until then.
+
+    Raises:
+        UserError: one cannot be built, or its package is not installed.
     """
-
-    def save_checkpoint(
-        self,
-        checkpoint: dict[str, Any],
-        path: str | Path,
-        storage_options: Any = None,  # noqa: ARG002 - the base class's
-    ) -> None:
-        # In memory first: on a full disk torch's own writer reports an internal error instead.
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        with atomic_write(Path(path)) as file:
-            file.write(content.getbuffer())
+    version = f"from-step-{steps}" if steps else ""
+    offered = {"save_dir": str(run.folder), "steps": steps}
+    csv = {"name": "csv", "version": version}
+    return [
+        build(
+            f"logger.{name}",
+            section,
+            offered=offered | (csv if section["_target_"].endswith("CSVLogger") else {}),
+        )
+        for name, section in (sections or {}).items()
+        if section
+    ]
 
 
 def build_trainer(
+    flags: Mapping[str, Any],
     run: Run,
     callbacks: Sequence[Callback],
-    steps: int,
-    validates: bool,  # noqa: FBT001 - Hydra passes it by position
+    loggers: list[Logger],
     *,
-    max_epochs: PositiveInt,
-    limit_train_batches: PositiveInt | None,
-    limit_val_batches: PositiveInt | None,
-    accelerator: Accelerator,
-    devices: PositiveInt,
-    strategy: Strategy,
-    precision: Precision,
-    progress_bar: bool,
+    progress_bar: bool = False,
 ) -> pl.Trainer:
-    """A Trainer that writes into `run`.
-
-    Args:
-        run: whose folder takes the checkpoints and events.
-        callbacks: beside the progress bar.
-        steps: how many the run has done before, if it continues.
-        validates: whether there is a validation split.
-        max_epochs: bound on the passes over the training pictures.
-        limit_train_batches: bound on the steps of an epoch; None for none.
-        limit_val_batches: bound on validation's batches; None for none.
-        accelerator: Lightning's name of the hardware.
-        devices: how many of them.
-        strategy: ddp, or auto: that where there are several. Lightning's others give no run whole.
-        precision: Lightning's name of the numbers that convolutions and products compute with in
-            training; weights, and what a run reports, are of 32 bits. auto: bf16-mixed where the
-            hardware multiplies such numbers, which is about 1.6 times as fast on a CPU.
-        progress_bar: whether to draw one.
+    """Build Lightning's Trainer with its flags and with what a run folder needs.
 
     Raises:
-        UserError: the accelerator or strategy is not to be had on this machine.
+        UserError: a flag is unknown, or cannot be had on this machine.
     """
     quieten()
-    # A redraw costs as much as a small network's step.
-    bar = [RichProgressBar(refresh_rate=20, leave=True)] if progress_bar else []
+    accelerator = flags.get("accelerator", "auto")
+    given = {key: value for key, value in flags.items() if value is not None}
+    if given.get("precision") == "auto":
+        given["precision"] = hardware_precision(accelerator)
+    given |= {"enable_progress_bar": progress_bar}
+    given.setdefault("enable_model_summary", False)
+    given.setdefault("num_sanity_val_steps", 0)
+    if not run.validates:
+        given["limit_val_batches"] = 0
+    plugins = [AtomicCheckpointIO(), *_environment(given)]
+    offered = {
+        "callbacks": list(callbacks),
+        "logger": loggers or False,
+        "plugins": plugins,
+        "default_root_dir": run.folder,
+        "use_distributed_sampler": False,  # BatchLoader shares the images out
+    }
     try:
-        return pl.Trainer(
-            accelerator=accelerator,
-            devices=devices,
-            strategy=strategy,
-            precision=hardware_precision(accelerator) if precision == "auto" else precision,
-            max_epochs=max_epochs,
-            limit_train_batches=limit_train_batches,
-            limit_val_batches=limit_val_batches if validates else 0,
-            callbacks=[*callbacks, *bar],
-            plugins=[AtomicCheckpointIO()],
-            logger=EventLogger(run, steps),
-            use_distributed_sampler=False,  # data.Batches shares the pictures out
-            enable_progress_bar=progress_bar,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-        )
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        return build("trainer", given, offered=offered)  # type: ignore[no-any-return]
+    except UserError as error:
+        shown = {k: flags.get(k) for k in ("accelerator", "devices", "strategy")}
+        values = ", ".join(f"{key} = {value}" for key, value in shown.items())
+        raise UserError(f"{error} (trainer: {values})") from error
+
+
+def _environment(flags: Mapping[str, Any]) -> list[Any]:
+    """Return the cluster environment to use in place of the one that Lightning would detect.
+
+    Slurm's variables are set in every job, also where a single process trains: Lightning would then
+    save and requeue by itself, and begin later runs from what another has saved. The run folder and
+    `resume` do that here.
+
+    Raises:
+        UserError: this process is one of several, and the others are not to be expected.
+    """
+    slurm = SLURMEnvironment.detect() and int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    several = flags.get("devices") not in (1, "1", [0], "auto") or flags.get("num_nodes", 1) > 1
+    if slurm and several:
+        return [SLURMEnvironment(auto_requeue=False)]
+    if several:
+        return []
+    rank = os.environ.get("LOCAL_RANK") or os.environ.get("RANK") or "0"
+    if slurm and os.environ.get("SLURM_STEP_NUM_TASKS", "1") not in ("", "1"):
+        rank = os.environ.get("SLURM_PROCID", "0")
+    if rank not in ("", "0"):
         raise UserError(
-            f"trainer.accelerator = {accelerator}, devices = {devices}, strategy = {strategy}: "
-            f"{error}"
-        ) from error
+            f"This process has rank {rank} of several, and trainer.devices = "
+            f"{flags.get('devices', 1)} trains in one. Set trainer.devices to their number, or "
+            "unset LOCAL_RANK and RANK."
+        )
+    return [LightningEnvironment()]
 
 
-def hardware_precision(accelerator: Accelerator) -> Literal["32-true", "bf16-mixed"]:
-    """bf16-mixed where the accelerator multiplies bf16 itself; elsewhere it would be slower."""
+def hardware_precision(accelerator: str) -> str:
+    """Return bf16-mixed where the hardware multiplies bf16 itself; elsewhere it would be slower."""
     if accelerator != "cpu" and torch.accelerator.is_available():
         native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(
             including_emulation=False
@@ -137,41 +431,47 @@ def prepare_process() -> None:
 
     Threads take these settings over from the one that starts them.
     """
-    # Weights and Adam's averages of units that died decay to denormal numbers, on which a CPU
-    # computes many times slower.
+    # Weights and Adam's averages of dead units decay to denormal numbers, on which a CPU computes
+    # many times slower.
     torch.set_flush_denormal(True)
     if platform.libc_ver()[0] == "glibc":
         # By default freed blocks of megabytes go back to the system, and the next step takes them
-        # anew, a page fault a page: a quarter of the time of the deck's model.
+        # anew, with a page fault per page: a quarter of the time of the deck's model.
         libc = ctypes.CDLL(None)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # glibc's greatest
 
 
 def return_freed_memory() -> None:
-    """Give the system what a run has left free, which after `prepare_process` stays otherwise."""
+    """Give the system what a run has left free, which `prepare_process` makes the process keep."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _pass_over_failed_writes(
-    failure: threading.ExceptHookArgs, handle: Any = threading.excepthook
-) -> None:
-    """TensorBoard's thread prints the traceback of what it then raises where an event is added."""
-    if not isinstance(failure.exc_value, OSError):
-        handle(failure)
+@contextmanager
+def _no_traceback_of_writers() -> Iterator[None]:
+    """Silence TensorBoard's thread, whose failed writes are raised where an event is added."""
+    handle = threading.excepthook
 
+    def pass_over(failure: threading.ExceptHookArgs) -> None:
+        if not isinstance(failure.exc_value, OSError):
+            handle(failure)
 
-threading.excepthook = _pass_over_failed_writes
+    threading.excepthook = pass_over
+    try:
+        yield
+    finally:
+        threading.excepthook = handle
 
 
 def quieten() -> None:
-    """Drop Lightning's notices that report nothing a user of this project decides or can mend."""
+    """Drop Lightning's notices that report nothing a user of this project decides or can fix."""
     for package in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(package).setLevel(logging.WARNING)
-    # More worker processes would make loading slower here, not faster (see data.py).
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    # An epoch of fewer steps than the logging interval: its metrics are logged at its end anyway.
-    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
-    # Lightning 2.6 beside torch 2.14: theirs to mend.
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    for text in (
+        ".*does not have many workers.*",  # more worker processes would be slower here
+        ".*smaller than the logging interval.*",  # metrics are logged at the epoch's end anyway
+        ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's own
+        ".*isinstance.treespec, LeafSpec.*",  # Lightning 2.6 beside torch 2.14
+    ):
+        warnings.filterwarnings("ignore", message=text)

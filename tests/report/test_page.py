@@ -14,24 +14,18 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from conftest import Command, tiny_overrides
+from jinja2 import UndefinedError
 
-from fashion.data.datamodule import CLASSES
-from fashion.report import figures, metrics
+from fashion.data import CLASSES
+from fashion.report import metrics
 from fashion.report import page as report
-from fashion.report.metrics import ClassScore, Interval
+from fashion.report.evaluation import Evaluation
+from fashion.report.statistics import wilson
 from fashion.runs.run import Run
 
 SECTIONS = [
-    "run",
-    "result",
-    "learning",
-    "confusion",
-    "classes",
-    "pairs",
-    "mistakes",
-    "labels",
-    "calibration",
-    "conclusions",
+    *("result", "learning", "confusion", "classes", "pairs"),
+    *("mistakes", "labels", "calibration", "run"),
 ]
 HISTORY = {
     "epoch": [1, 2, 3],
@@ -43,58 +37,54 @@ HISTORY = {
 SHIRT, COAT = CLASSES.index("Shirt"), CLASSES.index("Coat")
 
 
-def answers_like(labels: np.ndarray, predicted: np.ndarray, sure: float = 0.91) -> np.ndarray:
-    """Probabilities that give each answer `sure` and share the rest among the other nine."""
+INPUTS: dict[str, Any] = {
+    "name": "best, seed 3",
+    "run_metrics": {
+        "seed": 3,
+        "best_epoch": 2,
+        "epochs": 3,
+        "parameters": 5539850,
+        "seconds": 150.0,
+        "images_per_second": 2270.4,
+        "machine": "Linux x86_64, 2 cores",
+        "commit": "2d058d7",
+        "clean": True,
+        "versions": {"python": "3.11.7", "torch": "2.14.1"},
+        "val/acc": 0.9,
+        "val/kappa": 0.8765,
+    },
+    "configuration": "model:\n  dropout: 0.6\n",
+    "history": HISTORY,
+    "epoch_chosen": True,
+}
+
+
+def confident(labels: np.ndarray, predicted: np.ndarray, sure: float = 0.91) -> np.ndarray:
+    """Probabilities of `sure` for each prediction, the rest spread over the other nine."""
     probabilities = np.full((len(labels), 10), (1 - sure) / 9, np.float32)
     probabilities[np.arange(len(labels)), predicted] = sure
     return probabilities
 
 
-def inputs(**changes: Any) -> dict[str, Any]:
-    """200 pictures, 20 a class; every fifth shirt is taken for a coat, one coat for a shirt."""
+def evaluated(labels: np.ndarray, probabilities: np.ndarray, **changes: Any) -> Evaluation:
+    count = len(labels)
+    images = (np.arange(count) % 256).astype(np.uint8)[:, None, None] * np.ones((28, 28), np.uint8)
+    indices = 1000 + np.arange(count)
+    given = Evaluation("val", CLASSES, images, indices, labels, probabilities)
+    return replace(given, **changes)
+
+
+def typical(**changes: Any) -> Evaluation:
+    """200 images, 20 per class; every fifth shirt is predicted as a coat, one coat as a shirt."""
     labels = np.arange(200) % 10
     predicted = labels.copy()
     predicted[np.flatnonzero(labels == SHIRT)[::5]] = COAT
     predicted[np.flatnonzero(labels == COAT)[3]] = SHIRT
-    given = {
-        "name": "best/2026-01-01",
-        "run_metrics": {
-            "seed": 3,
-            "best_epoch": 2,
-            "epochs": 3,
-            "parameters": 5539850,
-            "seconds": 150.0,
-            "images_per_second": 2270.4,
-            "machine": "Linux x86_64, 2 cores",
-            "commit": "2d058d7",
-            "clean": True,
-            "versions": {"python": "3.11.7", "torch": "2.14.1"},
-            "val/acc": 0.9,
-        },
-        "configuration": "model:\n  dropout: 0.6\n",
-        "history": HISTORY,
-        "split": "validation",
-        "labels": labels,
-        "probabilities": answers_like(labels, predicted),
-        "images": np.arange(200, dtype=np.uint8)[:, None, None] * np.ones((28, 28), np.uint8),
-        "indices": 1000 + np.arange(200),
-        "examples": np.full((10, 28, 28), 200, np.uint8),
-        "temperature": 0.5,
-        "epoch_chosen": True,
-    } | changes
-    count = len(given["labels"])
-    return given | {key: given[key][:count] for key in ("probabilities", "images", "indices")}
+    return evaluated(labels, confident(labels, predicted), **({"temperature": 0.5} | changes))
 
 
-def answers(labels: np.ndarray, predicted: np.ndarray, **changes: Any) -> report.Answers:
-    split = report.Answers(
-        "validation",
-        labels,
-        answers_like(labels, predicted),
-        np.zeros((len(labels), 28, 28), np.uint8),
-        np.arange(len(labels)),
-    )
-    return replace(split, **changes)
+def page_of(evaluation: Evaluation | None = None, **changes: Any) -> str:
+    return report.report(evaluation or typical(), **(INPUTS | changes))
 
 
 class Page(HTMLParser):
@@ -129,7 +119,7 @@ class Page(HTMLParser):
         if self._open:
             self.raw[self._open][-1] += data
         else:
-            self.text[self._section] += data.replace(figures.THIN, " ")
+            self.text[self._section] += data.replace("\u202f", " ")
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]
@@ -144,7 +134,7 @@ def words(text: str) -> str:
 
 
 def test_sections_are_in_order_and_in_the_contents() -> None:
-    page = Page(report.page(**inputs()))
+    page = Page(page_of())
     assert [section["id"] for section in page.all("section")] == SECTIONS
     links = [link["href"] for link in page.all("a") if link["href"] in {f"#{s}" for s in SECTIONS}]
     assert links == [f"#{section}" for section in SECTIONS]
@@ -152,11 +142,11 @@ def test_sections_are_in_order_and_in_the_contents() -> None:
 
 
 def test_page_is_the_same_for_the_same_run() -> None:
-    assert report.page(**inputs()) == report.page(**inputs())
+    assert page_of() == page_of()
 
 
 def test_every_id_is_unique_and_every_link_leads_somewhere() -> None:
-    page = Page(report.page(**inputs()))
+    page = Page(page_of())
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     targets = {
@@ -172,7 +162,7 @@ def test_every_id_is_unique_and_every_link_leads_somewhere() -> None:
 
 
 def test_policy_allows_this_style_this_script_and_nothing_from_outside() -> None:
-    text = report.page(**inputs())
+    text = page_of()
     page = Page(text)
     (policy,) = (m["content"] for m in page.all("meta") if "http-equiv" in m)
     directives = dict(part.strip().split(" ", 1) for part in policy.split(";"))
@@ -196,17 +186,17 @@ def test_policy_allows_this_style_this_script_and_nothing_from_outside() -> None
     assert set(re.findall(r"url\((.)", text)) == {"#"}
 
 
-EVIL = "<script>alert(1)</script>\"'&<img src=x onerror=alert(2)> $style ${policy} </pre></style>"
+EVIL = (
+    "<script>alert(1)</script>\"'&<img src=x onerror=alert(2)> {{ style }} {% raw %} </pre></style>"
+)
 
 
 def test_whatever_comes_from_outside_is_escaped() -> None:
     hostile = ("seed", "best_epoch", "epochs", "parameters", "machine", "commit", EVIL)
-    text = report.page(
-        **inputs(
-            name=EVIL,
-            configuration=f"{EVIL}: {EVIL}",
-            run_metrics=dict.fromkeys(hostile, EVIL) | {"versions": {EVIL: EVIL}, "clean": False},
-        )
+    text = page_of(
+        name=EVIL,
+        configuration=f"{EVIL}: {EVIL}",
+        run_metrics=dict.fromkeys(hostile, EVIL) | {"versions": {EVIL: EVIL}, "clean": False},
     )
     page = Page(text)
     assert len(page.all("script")) == len(page.all("style")) == 1
@@ -217,12 +207,12 @@ def test_whatever_comes_from_outside_is_escaped() -> None:
 
 
 def test_run_section_says_what_made_the_run() -> None:
-    text = words(Page(report.page(**inputs())).text["run"])
+    text = words(Page(page_of()).text["run"])
     for fact in (
         "Seed 3",
         "Epoch 2 of 3",
         "Training 2.5 minutes",
-        "Pictures a second 2,270",
+        "Images per second 2,270",
         "Parameters 5,539,850",
         "Machine Linux x86_64, 2 cores",
         "Commit 2d058d7 Versions",
@@ -231,237 +221,178 @@ def test_run_section_says_what_made_the_run() -> None:
         '"val/acc": 0.9',
     ):
         assert fact in text
-    unclean = inputs(run_metrics={"commit": "2d058d7", "clean": False})
-    assert "2d058d7, with uncommitted changes" in Page(report.page(**unclean)).text["run"]
+    unclean = page_of(run_metrics={"commit": "2d058d7", "clean": False})
+    assert "2d058d7, with uncommitted changes" in Page(unclean).text["run"]
 
 
 def test_headline() -> None:
-    text = words(Page(report.page(**inputs())).text["result"])
-    low, high = (100 * bound for bound in metrics.accuracy_interval(195, 200))
-    assert "97.5 % 195 of 200 validation pictures answered right." in text
+    text = words(Page(page_of()).text["result"])
+    low, high = (100 * bound for bound in wilson(195, 200))
+    assert "97.5 % 195 of 200 validation images classified correctly." in text
     assert f"95 % interval: {low:.1f} to {high:.1f} % (Wilson)" in text
-    assert "chosen on these very pictures" in text
-    test = words(Page(report.page(**inputs(split="test"))).text["result"])
-    assert "200 test pictures" in test
-    assert "took no part" in test
-    last = words(Page(report.page(**inputs(epoch_chosen=False))).text["result"])
-    assert "took no part" in last
+    assert "chosen on these images" in text
+    assert "kappa 0.8765" in text
+    assert "horizontal flip" not in text
+    flipped = typical(probabilities_hflip=np.eye(10, dtype=np.float32)[np.arange(200) % 10])
+    assert "With horizontal flip 100.0 %" in words(Page(page_of(flipped)).text["result"])
+    test = Page(page_of(typical(split="test")))
+    assert "200 test images" in words(test.text["result"])
+    assert "neither for training nor for choosing" in words(test.text["result"])
+    assert "test report" in test.text[""]
+    last = words(Page(page_of(epoch_chosen=False)).text["result"])
+    assert "neither for training nor for choosing" in last
 
 
 def test_confusion_matrix_leads_to_the_mistakes() -> None:
-    text = report.page(**inputs())
+    text = page_of()
     (table,) = re.findall(r'<table class="matrix">.*?</table>', text, re.DOTALL)
     assert [words(name) for name in re.findall(r'scope="row">([^<]*)', table)] == list(CLASSES)
     shirts = table.split("<tr>")[1 + SHIRT + 1]
-    assert f'<a href="#true=6&amp;predicted=4">4<small>20.0{figures.THIN}%</small></a>' in shirts
-    assert f'class="right"><span>16<small>80.0{figures.THIN}%' in shirts
+    assert f'<a href="#true=6&amp;predicted=4">4<small>20.0\u202f%</small></a>' in shirts
+    assert f'class="correct"><span>16<small>80.0\u202f%' in shirts
     assert table.count('class="none"') == 100 - 12
     cards = [card for card in Page(text).all("li") if "data-true" in card]
     assert [card.get("id") for card in cards].count("true=6&predicted=4") == 1
 
 
 def test_classes_are_listed_hardest_first() -> None:
-    (table,) = re.findall(
-        r'aria-label="Classes.*?</table>', report.page(**inputs()), flags=re.DOTALL
-    )
+    (table,) = re.findall(r'aria-label="Classes in.*?</table>', page_of(), flags=re.DOTALL)
     listed = re.findall(r'scope="row">([^<]*)', table)
     assert listed[:2] == ["Shirt", "Coat"]
     assert sorted(listed) == sorted(CLASSES)
 
 
-def test_pairs_have_both_ways() -> None:
-    text = words(Page(report.page(**inputs())).text["pairs"])
-    assert "Coat and Shirt 5 coats taken for shirts 1" in text
-    assert "shirts taken for coats 4" in text
+def test_pairs_have_both_directions() -> None:
+    text = words(Page(page_of()).text["pairs"])
+    assert "Coat and Shirt 5 Coat predicted as Shirt 1" in text
+    assert "Shirt predicted as Coat 4" in text
 
 
-def test_mistakes_are_all_there_the_surest_first() -> None:
-    given = inputs()
-    wrong = np.flatnonzero(given["probabilities"].argmax(1) != given["labels"])
-    given["probabilities"][wrong[2]] = answers_like(np.zeros(1), np.array([COAT]), 0.99)
-    page = Page(report.page(**given))
+def test_undefined_scores_are_a_dash() -> None:
+    labels = np.array([0, 0, 1, 1, 2])
+    text = page_of(evaluated(labels, confident(labels, np.array([0, 0, 1, 1, 1]))))
+    row = (
+        text.partition('id="classes"')[2].partition('scope="row">Pullover')[2].partition("<tr>")[0]
+    )
+    assert [cell.strip() for cell in re.findall(r"<td>([^<]*)<small>", row)] == [
+        "0.0\u202f%",
+        metrics.DASH,
+        "0.0\u202f%",
+    ]
+    assert "There are no images of Dress, Coat" in words(Page(text).text["classes"])
+
+
+def test_mistakes_are_all_there_the_most_confident_first() -> None:
+    evaluation = typical()
+    wrong = np.flatnonzero(evaluation.probabilities.argmax(1) != evaluation.labels)
+    evaluation.probabilities[wrong[2]] = confident(np.zeros(1), np.array([COAT]), 0.99)
+    text = page_of(evaluation)
+    page = Page(text)
     cards = [card for card in page.all("li") if "data-true" in card]
     assert len(cards) == len(wrong) == 5
-    text = words(page.text["mistakes"])
-    assert "All 5 mistakes" in text
-    assert text.count("We thought it was a coat but it was actually a shirt.") == 4
-    assert text.count("We thought it was a shirt but it was actually a coat.") == 1
-    numbers = re.findall(r"<figcaption>(\d+)", report.page(**given))
-    assert numbers[0] == str(1000 + wrong[2])
-    assert "99.0 %" in text
-    assert "train-images-idx3-ubyte" in text
-    assert "t10k-images-idx3-ubyte" in Page(report.page(**inputs(split="test"))).text["mistakes"]
+    found = words(page.text["mistakes"])
+    assert "5 mistakes, the most confident first" in found
+    assert found.count("We thought it was a coat but it was actually a shirt.") == 4
+    assert found.count("We thought it was a shirt but it was actually a coat.") == 1
+    assert re.findall(r"<figcaption>(\d+)", text)[0] == str(1000 + wrong[2])
+    assert "99.0 %" in found
+    assert "train-images-idx3-ubyte" in found
+    assert "t10k-images-idx3-ubyte" in Page(page_of(typical(split="test"))).text["mistakes"]
 
 
 def test_long_gallery_is_cut_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "MISTAKES_SHOWN", 1)
-    given = inputs()
-    page = Page(report.page(**given))
+    monkeypatch.setattr(report, "SHOWN", 1)
+    page = Page(page_of())
     assert "The 1 most confident of 5 mistakes" in words(page.text["mistakes"])
     assert len([card for card in page.all("li") if "data-true" in card]) == 1
-    # A kind of mistake that fell to the cut has no pictures to lead to.
+    # A kind of mistake that is cut off has no images to link to.
     links = {link["href"] for link in page.all("a")}
     assert len(links & {"#true=6&predicted=4", "#true=4&predicted=6"}) == 1
 
 
-def test_label_is_listed_even_where_it_is_not_among_the_likeliest_three() -> None:
+def test_true_class_is_listed_even_where_it_is_not_among_the_three_most_probable() -> None:
     rows = [0.5, 0.3, 0.1, 0.04, 0.02, 0.01, 0.01, 0.01, 0.01, 0]
-    given = inputs(labels=np.array([9, 1]), probabilities=np.array([rows, rows], np.float32))
-    lists = re.findall(r"<ol>(.*?)</ol>", report.page(**given))
+    evaluation = evaluated(np.array([9, 1]), np.array([rows, rows], np.float32))
+    lists = re.findall(r"<ol>(.*?)</ol>", page_of(evaluation), re.DOTALL)
     names = [re.findall(r">([A-Z][^<]*)<svg", listed) for listed in lists]
-    likeliest = ["T-shirt/top", "Trouser", "Pullover"]
-    assert names == [[*likeliest, "Ankle boot"], likeliest]
+    top = ["T-shirt/top", "Trouser", "Pullover"]
+    assert names == [[*top, "Ankle boot"], top]
     assert re.findall(r'width="([^"]*)"', lists[0]) == ["50.0%", "30.0%", "10.0%", "0.0%"]
-    assert re.findall(r"class=(\w+)", lists[0]) == ["answer", "label"]
+    assert re.findall(r'class="(\w+)"', lists[0]) == ["predicted", "true"]
 
 
-def test_suspicious_labels_are_surer_than_usual() -> None:
-    """By hand: the mean confidence in coats that are labelled coat is 0.7."""
-    labels = np.array([COAT, COAT, SHIRT, SHIRT, SHIRT, SHIRT])
-    sure = [0.9, 0.5, 0.71, 0.69, 0.95, 0.99]
-    predicted = [COAT, COAT, COAT, COAT, COAT, SHIRT]
-    probabilities = np.concatenate(
-        [
-            answers_like(np.zeros(1), np.array([answer]), confidence)
-            for answer, confidence in zip(predicted, sure, strict=True)
-        ]
-    )
-    assert report.suspicious_labels(labels, probabilities).tolist() == [4, 2]
-
-
-def test_an_answer_that_no_label_bears_is_not_suspicious() -> None:
-    labels = np.full(3, SHIRT)
-    probabilities = answers_like(labels, np.array([SHIRT, SHIRT, COAT]))
-    assert report.suspicious_labels(labels, probabilities).tolist() == []
-
-
-def test_calibration_before_and_after() -> None:
-    given = inputs()
-    text = words(Page(report.page(**given)).text["calibration"])
-    calibrated = metrics.apply_temperature(given["probabilities"], given["temperature"])
-    errors = [
-        100 * metrics.scores(given["labels"], table)["ece"]
-        for table in (given["probabilities"], calibrated)
-    ]
-    assert f"is {errors[0]:.1f} %, and {errors[1]:.1f} % after" in text
-    assert errors[0] != pytest.approx(errors[1], abs=0.1)
-    assert "temperature of 0.5" in text
-    assert "these same pictures" in text
-    test = Page(report.page(**inputs(split="test"))).text["calibration"]
-    assert "these same pictures" not in test
-
-
-def test_calibration_without_a_temperature() -> None:
-    page = Page(report.page(**inputs(temperature=None)))
-    text = words(page.text["calibration"])
-    assert "No temperature is fitted" in text
-    assert "divided" not in text
-    assert "temperature" not in page.text["conclusions"]
-    assert "the expected calibration error is" in words(page.text["conclusions"])
-    drawings = [svg for svg in page.all("svg") if "role" in svg]
-    assert len(drawings) == 4
+def test_suspicious_labels_only_from_a_good_model() -> None:
+    labels = np.array([COAT] * 20 + [SHIRT] * 20)
+    predicted = labels.copy()
+    predicted[20:22] = COAT
+    good = Page(page_of(evaluated(labels, confident(labels, predicted))))
+    assert "2 of 2 mistakes" in words(good.text["labels"])
+    assert "labeled Shirt predicted Coat" in words(good.text["labels"])
+    predicted[20:30] = COAT
+    poor = Page(page_of(evaluated(labels, confident(labels, predicted))))
+    assert "accuracy below 85.0 %" in words(poor.text["labels"])
+    assert "labeled" not in poor.text["labels"]
 
 
 # Conclusions.
 
 
-def class_score(label: int, f1: float, half: float) -> ClassScore:
-    whole = Interval(0, 1)
-    interval = Interval(f1 - half, f1 + half)
-    return ClassScore(label, 100, 0.5, whole, 0.5, whole, f1, interval)
-
-
-@pytest.mark.parametrize(
-    ("f1", "expected"),
-    [
-        (
-            {6: (0.70, 0.02), 0: (0.80, 0.02), 4: (0.85, 0.02)},
-            "Shirts are the hardest here: F1 70.0 % (68.0 to 72.0 %), below every other interval.",
-        ),
-        (
-            {6: (0.78, 0.02), 0: (0.80, 0.02), 4: (0.85, 0.02)},
-            (
-                "Shirts have the lowest F1 here, 78.0 % (76.0 to 80.0 %), an interval that "
-                "overlaps that of T-shirts: the intervals alone do not tell which class is the "
-                "hardest."
-            ),
-        ),
-        (
-            {6: (0.78, 0.02), 0: (0.80, 0.02), 2: (0.81, 0.02), 4: (0.85, 0.02)},
-            (
-                "Shirts have the lowest F1 here, 78.0 % (76.0 to 80.0 %), an interval that "
-                "overlaps those of T-shirts and pullovers: the intervals alone do not tell which "
-                "class is the hardest."
-            ),
-        ),
-        (
-            {6: (0.78, 0.05), 0: (0.80, 0.05), 4: (0.85, 0.05)},
-            (
-                "Which class is the hardest here the intervals alone do not tell: F1 goes from "
-                "78.0 % (shirts) to 85.0 % (coats), and every interval overlaps the first."
-            ),
-        ),
-        (
-            {6: (1.0, 0.05), 0: (1.0, 0.05)},
-            "No class is the hardest here: F1 is 100.0 % for each.",
-        ),
-        ({6: (0.7, 0.02)}, ""),
-        ({}, ""),
-    ],
-)
-def test_hardest_is_said_only_where_intervals_lie_apart(
-    f1: dict[int, tuple[float, float]], expected: str
-) -> None:
-    ranked = [class_score(label, *values) for label, values in f1.items()]
-    said = report.standing(ranked, "here", "hardest", "lowest", "below")
-    assert " ".join(said).replace(figures.THIN, " ") == expected
-
-
 def test_conclusions_of_hand_made_numbers() -> None:
-    """1,000 pictures a class; shirts and coats are confused, and sneakers with ankle boots."""
+    """1,000 images per class; shirts and coats are confused, and sneakers with ankle boots."""
     labels = np.repeat(np.arange(10), 1000)
     predicted = labels.copy()
-    for true, answer, count in ((6, 4, 300), (4, 6, 60), (7, 9, 40), (8, 1, 20)):
-        predicted[np.flatnonzero(labels == true)[:count]] = answer
-    said = [
-        line.replace(figures.THIN, " ") for line in report.conclusions(answers(labels, predicted))
+    for true, other, count in ((6, 4, 300), (4, 6, 60), (7, 9, 40), (8, 1, 20)):
+        predicted[np.flatnonzero(labels == true)[:count]] = other
+    found = report.conclusions(evaluated(labels, confident(labels, predicted)))
+    assert re.fullmatch(
+        r"F1 is lowest for Shirt, 79.5 % \(.* to .* %\), and highest for T-shirt/top, 100.0 % "
+        r"\(.* to 100.0 %\)\.",
+        found[0],
+    )
+    assert found[1:] == [
+        (
+            "Of 420 mistakes, 360 (85.7 %) confuse one top with another and 40 (9.5 %) confuse one "
+            "shoe with another."
+        ),
+        "Most confused: 60 Coat predicted as Shirt, 300 Shirt as Coat.",
     ]
-    assert said[0] == (
-        "95.8 % of the 10,000 validation pictures were answered right; the accuracy on pictures "
-        "like these is 95.4 to 96.2 % (95 % interval)."
-    )
-    assert said[1].startswith("Shirts are the hardest among the tops: F1 79.5 %")
-    assert said[2].startswith("Sneakers have the lowest F1 among the footwear, 98.0 %")
-    assert "that of ankle boots" in said[2]
-    # Four classes without a mistake share the highest F1: none is the easiest.
-    assert said[3].startswith("Sandals have the highest F1 of all classes, 100.0 %")
-    assert "dresses, pullovers and T-shirts" in said[3]
-    assert said[4] == (
-        "Of 420 mistakes, 360 (85.7 %) took one top for another and 40 (9.5 %) took one shoe for "
-        "another."
-    )
-    assert said[5] == (
-        "Most often confused were coats and shirts: 60 coats were taken for shirts, 300 shirts for "
-        "coats."
-    )
-    assert len(said) == 6
 
 
-def test_conclusions_call_no_pair_the_most_confused_where_two_are() -> None:
-    labels = np.array([0, 1, 2, 3])
-    said = report.conclusions(answers(labels, np.array([1, 1, 3, 3])))
-    assert not [line for line in said if line.startswith("Most often")]
-    assert [line for line in said if line == "It never answered T-shirt/top and Pullover."]
-
-
-def test_conclusions_of_one_answer_to_everything() -> None:
+def test_conclusions_of_constant_predictions() -> None:
     labels = np.arange(100) % 10
-    said = report.conclusions(answers(labels, np.full(100, 9)))
-    assert len(said) == 2
-    assert said[1] == (
-        "Every picture got the same answer, an ankle boot: these numbers cannot say which class "
-        "is hard or easy."
-    )
+    found = report.conclusions(evaluated(labels, confident(labels, np.full(100, 9))))
+    assert found == ["Every image was predicted as Ankle boot."]
+    half = report.conclusions(evaluated(labels, confident(labels, labels // 2 * 2)))
+    assert half[0] == "Never predicted: Trouser, Dress, Sandal, Sneaker, Ankle boot."
+
+
+@pytest.mark.parametrize(("temperature", "helps"), [(1.5, True), (0.5, False), (None, False)])
+def test_calibration_is_a_conclusion_only_where_the_temperature_helps(
+    temperature: float | None, *, helps: bool
+) -> None:
+    labels = np.arange(200) % 10
+    predicted = np.where(np.arange(200) < 60, (labels + 1) % 10, labels)  # 70 % at 91 % confidence
+    evaluation = evaluated(labels, confident(labels, predicted), temperature=temperature)
+    found = "".join(report.conclusions(evaluation))
+    assert ("Temperature scaling reduces" in found) == helps
+    text = words(Page(report.report(evaluation, **INPUTS)).text["calibration"])
+    assert ("after temperature scaling" in text) == helps
+    assert ("does not reduce it" in text) == (temperature == 0.5)
+    assert ("No temperature was fitted" in text) == (temperature is None)
+
+
+def test_other_classes_have_neutral_sentences() -> None:
+    labels = np.array([0, 1, 2, 3, 3, 3] * 10)
+    predicted = labels.copy()
+    predicted[:2] = 1, 3
+    probabilities = np.eye(4, dtype=np.float32)[predicted]
+    evaluation = evaluated(labels, probabilities, classes=("a", "b", "c", "<i>d"))
+    text = report.report(evaluation, **INPUTS)
+    page = Page(text)
+    assert "Predicted <i>d, true class b." in page.text["mistakes"]
+    assert [section["id"] for section in page.all("section")] == SECTIONS
+    for word in ("Fashion", "We thought", "shoe", "idx3"):
+        assert word not in text
 
 
 def perfect(labels: np.ndarray) -> np.ndarray:
@@ -491,59 +422,56 @@ def test_degenerate_models_and_splits_have_their_page(
 ) -> None:
     probabilities = answer(labels)
     temperature = metrics.fit_temperature(labels, probabilities)
-    given = inputs(labels=labels, probabilities=probabilities, temperature=temperature)
-    text = report.page(**given)
+    text = page_of(evaluated(labels, probabilities, temperature=temperature))
     page = Page(text)
     assert [section["id"] for section in page.all("section")] == SECTIONS
     assert "nan" not in re.sub(r"base64,[^\"]*", "", text)
     wrong = (probabilities.argmax(1) != labels).sum()
     assert len([card for card in page.all("li") if "data-true" in card]) == wrong
     absent = set(CLASSES) - {CLASSES[label] for label in labels}
-    assert ("There are no pictures of" in page.text["classes"]) == bool(absent)
+    assert ("There are no images of" in page.text["classes"]) == bool(absent)
 
 
 def test_perfect_model_has_no_mistakes_to_show() -> None:
     labels = np.arange(200) % 10
-    page = Page(report.page(**inputs(probabilities=perfect(labels))))
-    assert "all 200 pictures were answered right" in page.text["mistakes"]
+    page = Page(page_of(evaluated(labels, perfect(labels))))
+    assert "all 200 images were classified correctly" in words(page.text["mistakes"])
     assert "No two classes were confused" in page.text["pairs"]
     assert "None" in page.text["labels"]
     assert not page.all("form")
 
 
 def test_bare_run_has_its_page() -> None:
-    page = Page(report.page(**inputs(history={}, run_metrics={}, configuration="", name="")))
+    page = Page(page_of(history={}, run_metrics={}, configuration="", name=""))
     assert [section["id"] for section in page.all("section")] == SECTIONS
     assert "No learning curves were recorded" in page.text["learning"]
 
 
 def test_reported_epoch_is_marked_only_where_it_is_known() -> None:
-    known = Page(report.page(**inputs())).text["learning"]
+    known = Page(page_of()).text["learning"]
     assert "marks epoch 2" in known
     assert "epoch (reported: 2)" in known
-    unknown = Page(report.page(**inputs(run_metrics={"best_epoch": 9}))).text["learning"]
+    unknown = Page(page_of(run_metrics={"best_epoch": 9})).text["learning"]
     assert "marks" not in unknown
     losses = {key: HISTORY[key] for key in ("epoch", "val/loss")}
-    page = Page(report.page(**inputs(history=losses)))
+    page = Page(page_of(history=losses))
     assert "Loss" in page.text["learning"]
     assert "Accuracy" not in page.text["learning"]
 
 
 def test_pictures_carry_their_name() -> None:
-    page = Page(report.page(**inputs()))
+    page = Page(page_of())
     images = page.all("img")
     assert len(images) > 10
     assert {image["alt"] for image in images[:10]} == {""}  # the caption beside it says it
-    assert "Shirt, picture 1006" in {image["alt"] for image in images}
+    assert "Shirt, image 1006" in {image["alt"] for image in images}
     drawings = [svg for svg in page.all("svg") if "role" in svg]
     assert len(drawings) == 5
     assert all(svg["aria-label"] for svg in drawings)
 
 
 def test_drawings_follow_the_pages_colours() -> None:
-    (section,) = re.findall(
-        r'<section id="learning".*?</section>', report.page(**inputs()), re.DOTALL
-    )
+    (section,) = re.findall(r'<section id="learning".*?</section>', page_of(), re.DOTALL)
     assert 'stroke="var(--accent)"' in section
     assert not re.findall("#[0-9a-fA-F]{6}", section)
     assert ">validation</text>" in section
@@ -554,13 +482,17 @@ def test_page_of_a_thousand_mistakes_stays_below_two_megabytes() -> None:
     random = np.random.default_rng(0)
     labels = random.integers(0, 10, 10_000)
     predicted = np.where(np.arange(10_000) < 1000, (labels + 1) % 10, labels)
-    given = inputs(
-        labels=labels,
-        probabilities=answers_like(labels, predicted),
+    evaluation = evaluated(
+        labels,
+        confident(labels, predicted),
         images=random.integers(0, 256, (10_000, 28, 28), np.uint8),
-        indices=np.arange(10_000),
     )
-    assert len(report.page(**given).encode()) < 2.2e6
+    assert len(page_of(evaluation).encode()) < 2.3e6
+
+
+def test_a_missing_value_is_an_error() -> None:
+    with pytest.raises(UndefinedError):
+        report.render("report.html", evaluation=typical())
 
 
 # In a real browser.
@@ -664,7 +596,7 @@ def long_report(tmp_path: Path) -> Path:
     predicted[:30], predicted[50:80], predicted[100:150] = COAT, SHIRT, SHIRT
     path = tmp_path / "report.html"
     path.write_text(
-        report.page(**inputs(labels=labels, probabilities=answers_like(labels, predicted))),
+        page_of(evaluated(labels, confident(labels, predicted))),
         encoding="utf-8",
     )
     return path

@@ -1,6 +1,6 @@
 "use strict";
-// The page is whole without this: it narrows the gallery to a true and a predicted class, which the
-// address carries (#true=6&predicted=4), and shows a long gallery piece by piece.
+// The page is complete without this script. It filters the gallery by true and predicted class, which
+// the address holds (#true=6&predicted=4), and shows a long gallery piece by piece.
 const form = document.getElementById("filter");
 if (form) {
   const PIECE = 48;

@@ -1,0 +1,43 @@
+"""What a number needs to be made again: versions, machine and commit."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
+
+
+def provenance() -> dict[str, Any]:
+    """Return versions, machine, commit and whether the checkout was clean; the last two may be None.
+
+    The machine's cores are those that torch may use here, of those there are.
+    """
+    import torch
+
+    cores = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
+    status = _git("status", "--porcelain")
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
+        "machine": f"{platform.system()} {platform.machine()}, {cores}",
+        "commit": _git("rev-parse", "HEAD"),
+        "clean": None if status is None else status == "",
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        return subprocess.run(  # noqa: S603
+            ["git", "-C", Path(__file__).parent, *arguments],  # noqa: S607
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None  # not a checkout, or no git

@@ -1,0 +1,129 @@
+"""Checkpoints: written whole or not at all, the best and the last of a run."""
+
+import io
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.plugins import TorchCheckpointIO
+
+from fashion.runs.files import atomic_write
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoint files that are replaced in one step, whole or not at all.
+
+    Lightning's own writes to the system's folder for temporary files first, and copies from there.
+    """
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | Path,
+        storage_options: Any = None,  # noqa: ARG002 - the base class's
+    ) -> None:
+        # In memory first: on a full disk torch's own writer reports an internal error instead.
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        with atomic_write(Path(path)) as file:
+            file.write(content.getbuffer())
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """ModelCheckpoint of best.ckpt, the weights that a run reports.
+
+    Its state holds no paths, unlike Lightning's, so that a run's folder may be moved.
+
+    Args:
+        dirpath: the run's folder of checkpoints.
+        monitor: the metric that decides.
+        mode: whether the best is the highest or the lowest.
+    """
+
+    def __init__(
+        self,
+        dirpath: Path | None = None,
+        *,
+        monitor: str = "val/acc",
+        mode: Literal["max", "min"] = "max",
+    ) -> None:
+        super().__init__(
+            dirpath,
+            "best",
+            monitor=monitor,
+            mode=mode,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+        self.best_epoch = 0  # from 1
+
+    @property
+    def score(self) -> float | None:
+        """Return the best value so far."""
+        return None if self.best_model_score is None else float(self.best_model_score)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        before = self.score
+        super().on_train_epoch_end(trainer, pl_module)
+        self._note_epoch(before, trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        before = self.score
+        super().on_validation_end(trainer, pl_module)
+        self._note_epoch(before, trainer)
+
+    def _note_epoch(self, before: float | None, trainer: pl.Trainer) -> None:
+        if self.score != before:
+            self.best_epoch = trainer.current_epoch + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_epoch": self.best_epoch, "score": self.score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_epoch = state_dict["best_epoch"]
+        if (score := state_dict["score"]) is not None and self.dirpath:
+            path = str(Path(self.dirpath) / "best.ckpt")
+            self.best_model_path = self.kth_best_model_path = path
+            self.best_model_score = self.kth_value = torch.tensor(score)
+            self.best_k_models = {path: self.best_model_score}
+
+
+class LastCheckpoint(Checkpoint):
+    """Saves last.ckpt at each epoch's end, when all that the epoch logs has been written.
+
+    ModelCheckpoint's `save_last` saves before other callbacks' checkpoints may have finished; a
+    run resumes from this one with nothing missing or doubled.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.epochs = 0  # whole ones
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.epochs = state_dict["epochs"]
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        for logger in trainer.loggers:
+            logger.save()
+        self.epochs = trainer.current_epoch + 1
+        if not trainer.fast_dev_run:
+            trainer.save_checkpoint(self.path)
+
+
+def progress(last: LastCheckpoint, best: BestCheckpoint | None) -> str:
+    """Return how far a training came, as a sentence for the person who interrupted it."""
+    count = f"{last.epochs} whole epoch{'s' * (last.epochs != 1)}"
+    text = f"There are {count} in {last.path.parent.parent}"
+    if best is None or best.score is None:
+        return f"{text}."
+    percent = str(best.monitor).endswith("/acc")
+    shown = f"{100 * best.score:.2f} %" if percent else f"{best.score:.4g}"
+    return f"{text}; the best {best.monitor}, {shown}, is of epoch {best.best_epoch}."

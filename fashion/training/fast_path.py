@@ -1,0 +1,91 @@
+"""Several optimizer steps per call of Lightning's training loop, for small batches.
+
+Lightning's own work around each call of `training_step` takes longer than a small network's step.
+Here one call takes all the batches that the loader prepared at once: the weights are the same bit
+for bit, and `scripts/benchmark` shows what it saves. Whatever acts on single batches (gradient
+clipping, a callback with a hook per batch, several processes, ...) needs the ordinary loop.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from fashion.data.datamodule import IMAGES_AT_ONCE, Batch
+from fashion.training.classifier import Classifier
+
+# The Trainer's flags that act on single batches, and the values with which they do nothing.
+FLAGS: dict[str, tuple[Any, ...]] = {
+    "accumulate_grad_batches": (1,),
+    "devices": (1, "1"),
+    "detect_anomaly": (False, None),
+    "fast_dev_run": (False, 0),
+    "gradient_clip_val": (None, 0),
+    "limit_train_batches": (None, 1.0),
+    "max_steps": (-1, None),
+    "max_time": (None,),
+    "num_nodes": (1,),
+    "overfit_batches": (0, None),
+    "profiler": (None,),
+    "val_check_interval": (None, 1.0),
+}
+BATCH_HOOKS = (
+    *("on_train_batch_start", "on_train_batch_end", "on_before_backward", "on_after_backward"),
+    *("on_before_optimizer_step", "on_before_zero_grad"),
+)
+
+
+class ChunkedClassifier(Classifier):
+    """A Classifier whose `training_step` takes several batches, one optimizer step for each."""
+
+    def __init__(self, *arguments: Any, batch_size: int, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.automatic_optimization = False
+        self.batch_size = batch_size
+
+    def training_step(self, batch: Batch) -> None:  # type: ignore[override]
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        assert isinstance(optimizer, LightningOptimizer)  # noqa: S101 - there is one of each
+        assert isinstance(scheduler, LRScheduler)  # noqa: S101
+        for part in zip(*(tensor.split(self.batch_size) for tensor in batch), strict=True):
+            self.manual_backward(super().training_step(part))
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+
+
+def why_not(
+    batch_size: int,
+    trainer: Mapping[str, Any],
+    callbacks: Iterable[Callback],
+    *,
+    scheduler: object,
+    foreign_data: bool,
+) -> str | None:
+    """Return why the ordinary loop is needed, "" if batches are too large to gain, or None.
+
+    Args:
+        batch_size: of training.
+        trainer: the Trainer's flags.
+        callbacks: the configuration's.
+        scheduler: section of a torch scheduler, or None.
+        foreign_data: whether the LightningDataModule is not ours.
+    """
+    if 2 * batch_size > IMAGES_AT_ONCE:
+        return ""
+    for flag, idle in FLAGS.items():
+        if trainer.get(flag, idle[0]) not in idle:
+            return f"trainer.{flag}={trainer[flag]}"
+    if scheduler is not None:
+        return "scheduler"
+    if foreign_data:
+        return "a LightningDataModule of your own"
+    for callback in callbacks:
+        if type(callback).__module__.startswith("fashion."):
+            continue
+        for hook in BATCH_HOOKS:
+            if getattr(type(callback), hook) is not getattr(Callback, hook):
+                return f"{type(callback).__name__}.{hook}"
+    return None
