@@ -53,7 +53,7 @@ def cli_errors() -> Iterator[None]:
     stdout = sys.stdout
     if isinstance(stdout, io.TextIOWrapper):
         stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
-        sys.stdout = _Output(stdout)  # type: ignore[assignment]
+        sys.stdout = _Output(stdout)
     try:
         with _signals_raise():
             yield
@@ -170,13 +170,15 @@ def deferred_signals() -> Iterator[DeferredSignals]:
     deferred.raise_noted()
 
 
-def innermost(error: BaseException) -> BaseException:
+def innermost(error: BaseException) -> BaseException:  # noqa: PLR0911 - a kind each
     """Return the user's error inside what Hydra raised, with advice on how to fix it."""
     from hydra.errors import (
         ConfigCompositionException,
         InstantiationException,
         OverrideParseException,
     )
+
+    from fashion.config import CONF
 
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return innermost(error.__cause__)
@@ -186,6 +188,11 @@ def innermost(error: BaseException) -> BaseException:
         if isinstance(error.__cause__, OverrideParseException):
             return innermost(error.__cause__)
         if unknown := re.match(r"Could not override '([^']*)'", str(error)):
+            if (Path(CONF) / unknown[1]).is_dir():
+                return UserError(
+                    "{0} is a group: {0}=NAME takes conf/{0}/NAME.yaml, and {0}.KEY=VALUE sets a "
+                    "key in it.".format(unknown[1])
+                )
             return UserError(
                 f"{unknown[1]}: there is no such key.{did_you_mean(unknown[1], _known_keys())} "
                 "python -m fashion.train --cfg job prints all keys; +KEY=VALUE adds one."
@@ -209,7 +216,7 @@ def _unparsable(override: str, reason: str) -> str:
 
 def did_you_mean(word: str, known: Iterator[str] | list[str]) -> str:
     """Return " Did you mean a, b?", or nothing where no known word is near."""
-    near = difflib.get_close_matches(word, list(known), 3, cutoff=0.75)
+    near = difflib.get_close_matches(word, sorted(set(known)), 3, cutoff=0.75)
     return f" Did you mean {', '.join(near)}?" if near else ""
 
 

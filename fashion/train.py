@@ -56,6 +56,8 @@ def train(
         UserError: the configuration, the data or the folder does not allow it.
         DivergenceError: the loss or the weights became infinite or not a number.
     """
+    import torch
+
     from fashion.report import tensorboard
     from fashion.report.evaluation import evaluate
     from fashion.report.page import write_report
@@ -65,7 +67,9 @@ def train(
     if fitted is None:
         return None
     evaluations, temperature = [], None
-    splits: list[Literal["val", "test"]] = [*(["val"] * run.validates), *(["test"] * config.test)]
+    splits: list[Literal["val", "test"]] = ["val"] if run.validates else []
+    if config.test:
+        splits.append("test")
     for split in splits:
         evaluation = evaluate(fitted.classifier, fitted.data, split, temperature=temperature)
         temperature = evaluation.temperature
@@ -73,6 +77,8 @@ def train(
     with deferred_signals():
         metrics = dict(fitted.metrics)
         for evaluation in evaluations:
+            predictions = map(torch.from_numpy, (evaluation.probabilities, evaluation.labels))
+            metrics |= fitted.classifier.extra_metrics(evaluation.split, *predictions)
             metrics |= evaluation.metrics
             evaluation.write(run)
         tensorboard.write_results(fitted, metrics, evaluations)
@@ -110,7 +116,9 @@ def check(config: DictConfig, *, download_data: bool = True) -> None:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def _job(config: DictConfig) -> float | None:
     """Train one run of a grid, or the only one."""
-    run = Run(Path(os.path.relpath(HydraConfig.get().runtime.output_dir)))
+    output = Path(HydraConfig.get().runtime.output_dir)
+    here = Path.cwd()
+    run = Run(output.relative_to(here) if output.is_relative_to(here) else output)
     alone = HydraConfig.get().mode == RunMode.RUN
     try:
         schema.start_afresh(config, HydraConfig.get().overrides.task)
@@ -149,9 +157,11 @@ def _run(config: DictConfig, run: Run) -> float | None:
         start = run.start(config, HydraConfig.get(), extend=resumed)
         with start if first else contextlib.nullcontext():
             value = train(config, run, report=_wants_report(config))
-            if config.trainer.get("fast_dev_run"):
-                _finish_dry_run(run)
-                return value
+        if config.trainer.get("fast_dev_run"):
+            run.discard()
+            _remove_if_empty(run.folder)
+            print("Dry run (trainer.fast_dev_run): everything runs; no run was kept.")
+            return value
     except (UserError, Interrupted) as error:
         _remove_if_empty(run.folder)
         diverged = isinstance(error, DivergenceError)  # as it would again
@@ -201,10 +211,6 @@ def _remove_if_empty(folder: Path) -> None:
             folder.rmdir()
 
 
-def _finish_dry_run(run: Run) -> None:
-    print(f"Dry run (trainer.fast_dev_run): everything runs; {run.folder} holds no results.")
-
-
 def _summarize(run: Run) -> None:
     from fashion.report.evaluation import summary
 
@@ -218,7 +224,7 @@ def _summarize(run: Run) -> None:
             f"{metrics['parameters']:,} parameters, {metrics['seconds']:.0f} s, "
             f"{metrics['images_per_second']:,.0f} images per second"
         ),
-        *([f"Report {report.absolute().as_uri()}"] if report.exists() else []),
+        *([f"Report {report.resolve().as_uri()}"] if report.exists() else []),
         f"Run folder {run.folder}",
         "Next:",
         f"  {run.command('evaluate')}",

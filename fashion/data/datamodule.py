@@ -117,8 +117,8 @@ class BatchLoader:
         return math.ceil(len(self.labels) / images)
 
     def __iter__(self) -> Iterator[Batch]:
-        if hasattr(self.augmentation, "set_epoch"):
-            self.augmentation.set_epoch(self.epoch, self.epochs)
+        if (prepare := getattr(self.augmentation, "set_epoch", None)) is not None:
+            prepare(self.epoch, self.epochs)
         for positions in self._order().split(self.at_once * self.batch_size):
             mine = positions[self.rank :: self.world_size].to(self.images.device)
             images, labels = self.images[mine], self.labels[mine]
@@ -201,13 +201,15 @@ class FashionMNIST(pl.LightningDataModule):
             UserError: they are missing and cannot be downloaded, or are not what they should be.
         """
         folder = download.raw_folder(self.root, self.dataset)
-        if self.dataset != "FashionMNIST" and not folder.exists():
+        missing = not all((folder / name).exists() for name in download.PAYLOADS)
+        if self.dataset != "FashionMNIST" and missing:
             try:
                 getattr(torchvision.datasets, self.dataset)(self.root, download=True)
             except (OSError, RuntimeError) as error:
+                reason = str(error).strip().splitlines()[-1]
                 raise UserError(
-                    f"{self.dataset} is not in {folder} and cannot be downloaded: {error} "
-                    f"Put its four idx files there."
+                    f"{self.dataset} is not in {folder} and cannot be downloaded ({reason}). "
+                    "Put its four idx files there."
                 ) from error
         download.prepare(self.root, official=self.official, dataset=self.dataset)
 
@@ -244,7 +246,7 @@ class FashionMNIST(pl.LightningDataModule):
         return ImageSet(data.data, data.targets, torch.arange(len(data.targets)))
 
     def train_dataloader(self) -> BatchLoader:
-        trainer = self.trainer
+        trainer: Any = self.trainer
         return self._loader(
             self.train,
             self.batch_size,

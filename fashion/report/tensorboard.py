@@ -5,16 +5,88 @@ Written once, from the reported checkpoint: per epoch it would cost more than it
 
 import contextlib
 import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from fashion.config import walk
+from fashion.data.datamodule import MEAN, STD, FashionMNIST
 from fashion.report import figures
 from fashion.report.evaluation import Evaluation
 from fashion.training.classifier import penultimate_features
+from fashion.training.process import Fit
 
 PROJECTED = 2000  # images in the projector
+AUGMENTED = 64  # training images shown as the network sees them
+# What HPARAMS lists of a configuration: what people vary.
+VARIED = (
+    *("name", "seed", "data.batch_size", "loss.label_smoothing", "trainer.precision"),
+    *("optimizer.lr", "optimizer.weight_decay", "optimizer.schedule", "optimizer.warmup"),
+)
+
+
+def write_results(
+    fitted: Fit, metrics: Mapping[str, Any], evaluations: Sequence[Evaluation]
+) -> None:
+    """Write what TensorBoard shows beside the curves; nothing without its logger.
+
+    Args:
+        fitted: the finished training.
+        metrics: what metrics.json will hold.
+        evaluations: of the reported checkpoint.
+    """
+    logger = fitted.tensorboard
+    if logger is None:
+        return
+    # One step later than the last checkpoint: a run killed here and resumed drops it.
+    step = fitted.trainer.global_step + 1
+    logger.log_hyperparams(_varied(fitted.run.config), _reported(metrics), step=step)
+    writer, network = logger.experiment, fitted.classifier.network
+    if not fitted.run.config.compile:  # which cannot be traced
+        write_graph(writer, network)
+    write_augmented(writer, step, fitted.data)
+    for evaluation in evaluations:
+        if evaluation.split == "val":
+            write_evaluation(writer, step, network, evaluation)
+    writer.close()  # Lightning has closed the one before, of training; each has a thread
+
+
+def _varied(config: DictConfig) -> dict[str, Any]:
+    """Return the hyperparameters that people vary: those above, the network's, augmentation on."""
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    leaves = {key: value for key, value in walk(plain) if not isinstance(value, dict)}
+    found = {key: leaves[key] for key in VARIED if key in leaves}
+    found["optimizer"] = str(plain["optimizer"]["_target_"]).rpartition(".")[2]
+    for key, value in leaves.items():
+        group, _, name = key.rpartition(".")
+        if name == "_target_" or value in (None, False, 0):
+            continue
+        if group in ("model.network", "augmentation"):
+            found[name if group == "model.network" else key] = value
+    return {key: str(value) if isinstance(value, list) else value for key, value in found.items()}
+
+
+def _reported(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics without those of single classes, accuracy first: HPARAMS shows five."""
+    return {
+        key: value
+        for key, value in sorted(metrics.items(), key=lambda item: "/" not in item[0])
+        if isinstance(value, float) and key.count("/") <= 1
+    }
+
+
+def write_augmented(writer: SummaryWriter, step: int, data: Any) -> None:
+    """Write a grid of training images as the network sees them, augmented as in the first epoch."""
+    if getattr(data, "augmentation", None) is None or not isinstance(data, FashionMNIST):
+        return
+    with torch.random.fork_rng(devices=[]):
+        images, _ = next(iter(data.train_dataloader()))
+    shown = (images[:AUGMENTED] * STD + MEAN).clamp(0, 1)
+    writer.add_images("train/augmented", shown, step)
 
 
 def write_graph(writer: SummaryWriter, network: nn.Module) -> None:

@@ -11,7 +11,7 @@ PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "
 
 
 def provenance() -> dict[str, Any]:
-    """Return versions, machine, commit and whether the checkout was clean; the last two may be None.
+    """Return versions, machine, commit and whether the checkout is clean (None: unknown).
 
     The machine's cores are those that torch may use here, of those there are.
     """
