@@ -9,10 +9,10 @@ elsewhere are checked against their real signature once they are imported (`buil
 import ast
 import functools
 import hashlib
+import importlib
 import importlib.util
 import inspect
 import re
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -149,11 +149,6 @@ def check(
         found += _violations(f"{key}.", section, types, optional=optional)
     if found:
         raise UserError("\n".join(found))
-
-
-def quoted(text: str) -> str:
-    """Return text that can be pasted into a shell as one word."""
-    return shlex.quote(text)
 
 
 def is_ours(target: Any) -> bool:
@@ -294,27 +289,34 @@ def build(
     Raises:
         UserError: the target cannot be imported, does not have these parameters, or raises.
     """
-    from hydra.utils import instantiate
-
     values = {k: v for k, v in section.items() if k not in LOADER}
     target = locate(key, section)
     extra = _check_call(
         key, str(section["_target_"]), target, arguments, values=values, offered=offered or {}
     )
     try:
-        return instantiate(section, *arguments, _convert_="all", **extra)
-    except UserError:
-        raise
+        values = {name: _nested(f"{key}.{name}", value) for name, value in values.items()}
+        if section.get("_partial_"):
+            return functools.partial(target, *arguments, **values, **extra)
+        return target(*arguments, **values, **extra)
+    except UserError as error:
+        raise error if key in str(error) else UserError(f"{key}: {error}") from error
     except Exception as error:
-        from fashion.errors import innermost
-
-        cause = innermost(error)
-        if isinstance(cause, UserError):
-            raise UserError(f"{key}: {cause}" if key not in str(cause) else str(cause)) from error
-        reason = (str(cause).strip().splitlines() or ["no reason given"])[0]
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise UserError(
-            f"{key}: {section['_target_']} raised {type(cause).__name__}: {reason}"
+            f"{key}: {section['_target_']} raised {type(error).__name__}: {reason}"
         ) from error
+
+
+def _nested(key: str, value: Any) -> Any:
+    """Build the sections that an argument holds."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return build(key, value)
+        return {name: _nested(f"{key}.{name}", child) for name, child in value.items()}
+    if isinstance(value, list):
+        return [_nested(f"{key}.{position}", child) for position, child in enumerate(value)]
+    return value
 
 
 def locate(key: str, section: Mapping[str, Any]) -> Callable[..., Any]:
@@ -323,24 +325,40 @@ def locate(key: str, section: Mapping[str, Any]) -> Callable[..., Any]:
     Raises:
         UserError: it cannot be imported.
     """
-    from hydra.utils import get_object
-
-    name = section.get("_target_")
-    try:
-        found = get_object(str(name))
-    except Exception as error:
-        reason = str(error.__cause__ or error).strip().splitlines()
-        last = reason[-1] if reason else type(error).__name__
-        raise UserError(
-            f"{key}._target_ = {name} cannot be imported: {last} "
-            "A module of your own must lie in the current folder or be installed."
-        ) from error
+    name = str(section.get("_target_"))
+    parts = name.split(".")
+    found, reason = None, "it is no dotted path MODULE.CLASS"
+    for length in range(len(parts) - 1, 0, -1):
+        module = ".".join(parts[:length])
+        try:
+            found = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise UserError(f"{key}._target_ = {name}: {module} needs {error.name}.") from error
+            reason = (
+                f"there is no module {error.name}. A module of your own must lie in the current "
+                "folder or be installed"
+            )
+            continue
+        except Exception as error:
+            kind = type(error).__name__
+            raise UserError(
+                f"{key}._target_ = {name}: importing {module} raised {kind}: {error}"
+            ) from error
+        for part in parts[length:]:
+            if not hasattr(found, part):
+                hint = did_you_mean(part, dir(found))
+                raise UserError(f"{key}._target_ = {name}: {module} has no {part}.{hint}")
+            found = getattr(found, part)
+        break
+    if found is None:
+        raise UserError(f"{key}._target_ = {name} cannot be imported: {reason}.")
     if not callable(found):
         raise UserError(f"{key}._target_ = {name} is neither a class nor a function.")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
-def _check_call(
+def _check_call(  # noqa: PLR0917
     key: str,
     name: str,
     target: Callable[..., Any],

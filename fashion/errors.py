@@ -170,13 +170,15 @@ def deferred_signals() -> Iterator[DeferredSignals]:
     deferred.raise_noted()
 
 
-def innermost(error: BaseException) -> BaseException:
+def innermost(error: BaseException) -> BaseException:  # noqa: PLR0911 - a kind each
     """Return the user's error inside what Hydra raised, with advice on how to fix it."""
     from hydra.errors import (
         ConfigCompositionException,
         InstantiationException,
         OverrideParseException,
     )
+
+    from fashion.config import CONF
 
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return innermost(error.__cause__)
@@ -189,6 +191,11 @@ def innermost(error: BaseException) -> BaseException:
             key = re.findall(r"(?:override '|full_key: )([^'\n]*)", f"{error}\n{error.__cause__}")[
                 -1
             ]
+            if (Path(CONF) / key).is_dir():
+                return UserError(
+                    f"{key} is a group: {key}=NAME takes conf/{key}/NAME.yaml, and {key}.KEY=VALUE "
+                    "sets a key in it."
+                )
             return UserError(
                 f"{key}: there is no such key.{did_you_mean(key, _known_keys())} "
                 "python -m fashion.train --cfg job prints all keys; +KEY=VALUE adds one."

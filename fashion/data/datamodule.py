@@ -200,13 +200,15 @@ class FashionMNIST(pl.LightningDataModule):
             UserError: they are missing and cannot be downloaded, or are not what they should be.
         """
         folder = download.raw_folder(self.root, self.dataset)
-        if self.dataset != "FashionMNIST" and not folder.exists():
+        missing = not all((folder / name).exists() for name in download.PAYLOADS)
+        if self.dataset != "FashionMNIST" and missing:
             try:
                 getattr(torchvision.datasets, self.dataset)(self.root, download=True)
             except (OSError, RuntimeError) as error:
+                reason = str(error).strip().splitlines()[-1]
                 raise UserError(
-                    f"{self.dataset} is not in {folder} and cannot be downloaded: {error} "
-                    f"Put its four idx files there."
+                    f"{self.dataset} is not in {folder} and cannot be downloaded ({reason}). "
+                    "Put its four idx files there."
                 ) from error
         download.prepare(self.root, official=self.official, dataset=self.dataset)
 
@@ -243,7 +245,7 @@ class FashionMNIST(pl.LightningDataModule):
         return ImageSet(data.data, data.targets, torch.arange(len(data.targets)))
 
     def train_dataloader(self) -> BatchLoader:
-        trainer = self.trainer
+        trainer: Any = self.trainer
         return self._loader(
             self.train,
             self.batch_size,

@@ -332,7 +332,7 @@ class Run:
             except Exception:
                 # Refused before it began: what is left would pass for an unfinished run.
                 if {path.name for path in self.folder.iterdir()} <= {".hydra", ".lock"}:
-                    self._remove_configuration()
+                    self.discard()
                 raise
 
     def _refuse_other_files(self) -> None:
@@ -357,7 +357,8 @@ class Run:
         for scratch in self.folder.rglob(f".*{SCRATCH}"):  # of a process that was killed
             scratch.unlink()
 
-    def _remove_configuration(self) -> None:
+    def discard(self) -> None:
+        """Remove the configuration, without which the folder is no run."""
         for name in ("config", "hydra", "overrides"):
             self._config_file.with_name(f"{name}.yaml").unlink(missing_ok=True)
         with contextlib.suppress(OSError):

@@ -231,6 +231,18 @@ class Classifier(pl.LightningModule):
                     self.global_step,
                 )
 
+    def extra_metrics(
+        self, split: str, probabilities: Float[Tensor, "n classes"], labels: Tensor
+    ) -> dict[str, float]:
+        """Return the configured metrics beside accuracy, of predictions made elsewhere."""
+        metrics: Any = self.metrics[f"{split}_metrics"].clone().cpu()
+        metrics.reset()
+        for metric in metrics.values():
+            metric.distributed_available_fn = _alone  # the training's other processes have ended
+        metrics.update(probabilities.clamp(min=1e-30).log(), labels)  # logits, as in training
+        values = {key: float(value) for key, value in metrics.compute().items()}
+        return {key: value for key, value in values.items() if key != f"{split}/acc"}
+
     def _evaluation_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the loss without what is for training alone, such as label smoothing."""
         module = self.criterion if isinstance(self.criterion, nn.Module) else None
@@ -289,7 +301,7 @@ class Classifier(pl.LightningModule):
                 or not images.is_floating_point()
             ):
                 raise UserError(
-                    f"images are {images.dtype}: give uint8 0..255, or floats with "
+                    f"images are {images.dtype}: give uint8 0..255, or floats and their range, "
                     "value_range=(0, 1) or (0, 255)."
                 )
             low, high = images.min().item(), images.max().item()
@@ -361,6 +373,10 @@ class Classifier(pl.LightningModule):
         classifier = cls(**sections)
         load_weights(classifier, content, Path(checkpoint_path))
         return classifier.to(map_location).eval() if map_location else classifier.eval()
+
+
+def _alone() -> bool:
+    return False
 
 
 def _plain_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
