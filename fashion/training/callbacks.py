@@ -283,7 +283,7 @@ class EpochTable(Checkpoint):
         print("\r" + line[:width].ljust(min(width, len(self.HEADER))), end="", flush=True)
 
 
-def _cell(value: Tensor | None, factor: float, digits: int) -> str:
+def _cell(value: Tensor | None, factor: int, digits: int) -> str:
     return "-" if value is None else f"{factor * float(value):.{digits}f}"
 
 

@@ -183,6 +183,14 @@ class Classifier(pl.LightningModule):
         probabilities: Tensor = self(images).softmax(1)
         return probabilities
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let a run continue with or without training/fast_path.py: each loop counts its steps."""
+        if loop := checkpoint.get("loops", {}).get("fit_loop"):
+            automatic = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+            manual = loop["epoch_loop.manual_optimization.optim_step_progress"]
+            for counter in (automatic["step"], manual):
+                counter["total"] = dict.fromkeys(("ready", "completed"), checkpoint["global_step"])
+
     def on_train_epoch_start(self) -> None:
         self._outputs["train"].clear()  # of an epoch that was interrupted
 

@@ -37,7 +37,7 @@ def reason(
     return why_not(batch_size, trainer, callbacks, scheduler=scheduler, foreign_data=foreign_data)
 
 
-CHANGED = {
+CHANGED: dict[str, Any] = {
     "accumulate_grad_batches": 2,
     "devices": 2,
     "detect_anomaly": True,
