@@ -248,6 +248,7 @@ def _summarize(run: Run) -> None:
 
     metrics = run.metrics
     report = run.folder / "report.html"
+    events = any(run.folder.glob("events.out.tfevents.*"))
     lines = [summary(metrics, split) for split in ("val", "test") if f"{split}/acc" in metrics]
     if "stopped" in metrics:
         lines.append(f"{metrics['stopped'][0].upper()}{metrics['stopped'][1:]}.")
@@ -260,7 +261,7 @@ def _summarize(run: Run) -> None:
         f"Run folder {run.folder}",
         "Next:",
         f"  {run.command('evaluate')}",
-        f"  tensorboard --logdir {schema.quoted(str(run.folder.parent))}",
+        *([f"  tensorboard --logdir {schema.quoted(str(run.folder.parent))}"] if events else []),
     ]
     print("\n".join(lines))
 

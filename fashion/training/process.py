@@ -18,7 +18,7 @@ import torch
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -147,7 +147,12 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
             for logger in trainer.loggers:
                 if not isinstance(logger, TensorBoardLogger):  # which gets them with the results
                     logger.log_hyperparams(plain)
-            trainer.fit(classifier, datamodule=data, ckpt_path=before, weights_only=True)
+            try:
+                trainer.fit(classifier, datamodule=data, ckpt_path=before, weights_only=True)
+            finally:
+                for logger in trainer.loggers:
+                    if isinstance(logger, WandbLogger):  # which leaves it open for the next run
+                        logger.experiment.finish()
     except OSError as error:
         raise UserError(f"{run.folder} cannot be written: {error.strerror or error}.") from error
     except torch.OutOfMemoryError as error:
