@@ -19,7 +19,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -79,9 +79,7 @@ class Fit:
         return next(loggers, None)
 
 
-def fit(
-    config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()
-) -> Fit | None:
+def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit | None:
     """Train, or continue from the last checkpoint as if there had been no interruption.
 
     Args:
@@ -159,7 +157,12 @@ def fit(
             for logger in trainer.loggers:
                 if not isinstance(logger, TensorBoardLogger):  # which gets them with the results
                     logger.log_hyperparams(plain)
-            trainer.fit(classifier, datamodule=data, ckpt_path=before, weights_only=True)
+            try:
+                trainer.fit(classifier, datamodule=data, ckpt_path=before, weights_only=True)
+            finally:
+                for logger in trainer.loggers:
+                    if isinstance(logger, WandbLogger):  # which leaves it open for the next run
+                        logger.experiment.finish()
     except (DivergenceError, Interrupted) as error:
         error.add_note(progress(last, best))
         raise
