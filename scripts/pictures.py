@@ -14,10 +14,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from fashion.report.table import Comparison, Table, compare
 from fashion.errors import UserError, cli_errors
 from fashion.report import figures, statistics
 from fashion.report.evaluation import Evaluation, open_data
+from fashion.report.table import Comparison, Table, compare
 from fashion.runs.files import atomic_write
 from fashion.runs.run import Run
 
