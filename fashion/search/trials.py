@@ -177,7 +177,7 @@ def outcome(trial: FrozenTrial) -> str:
         verb = "pruned after" if trial.state == TrialState.PRUNED else "after"
         return f"{percent(trial.value, 2)} {verb} {after}"
     last = trial.intermediate_values[max(trial.intermediate_values)] if epochs else None
-    return f"{percent(last, 2)} after {after}" if epochs else "first epoch"
+    return f"{percent(last, 2)} after {after}" if epochs else "in its first epoch"
 
 
 def record(trial: FrozenTrial) -> dict[str, Any]:
