@@ -9,10 +9,10 @@ elsewhere are checked against their real signature once they are imported (`buil
 import ast
 import functools
 import hashlib
+import importlib
 import importlib.util
 import inspect
 import re
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -86,14 +86,14 @@ TRAINER = {
     "limit_train_batches": Limit,
     "limit_val_batches": Limit,
     "accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps"],
-    "devices": PositiveInt | Literal[-1, "auto"] | str | list[NonNegativeInt],
+    "devices": PositiveInt | Literal[-1] | str | list[NonNegativeInt],
     "precision": Literal[
         *("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
     ]
     | int,
     "check_val_every_n_epoch": PositiveInt | None,
     "accumulate_grad_batches": PositiveInt,
-    "gradient_clip_val": NonNegativeFloat | int | None,
+    "gradient_clip_val": NonNegativeFloat | None,
     "log_every_n_steps": PositiveInt | None,
     "fast_dev_run": bool | NonNegativeInt,
     "overfit_batches": NonNegativeInt | Annotated[float, Field(ge=0, le=1)],
@@ -151,11 +151,6 @@ def check(
         raise UserError("\n".join(found))
 
 
-def quoted(text: str) -> str:
-    """Return text that can be pasted into a shell as one word."""
-    return shlex.quote(text)
-
-
 def is_ours(target: Any) -> bool:
     return str(target).startswith("fashion.")
 
@@ -206,7 +201,7 @@ def signature(key: str, target: str) -> tuple[dict[str, Any], set[str]]:
             f"{key}._target_ = {target}: there is no such class or function."
             f"{did_you_mean(name, list(defined))}"
         )
-    arguments = node.args  # type: ignore[union-attr]
+    arguments = node.args
     types = {arg.arg: _annotation(arg) for arg in arguments.kwonlyargs}
     optional = {
         arg.arg
@@ -240,9 +235,11 @@ def _violations(
     try:
         model.model_validate(values)
     except ValidationError as error:
-        # Of the members of a union each reports an error: the first is the one that was meant.
-        by_key = {f["loc"][0]: f for f in reversed(error.errors())}
-        for name, violation in reversed(by_key.items()):
+        by_key: dict[Any, list[Any]] = {}
+        for each in error.errors():
+            by_key.setdefault(each["loc"][0], []).append(each)
+        for name, members in by_key.items():
+            violation = max(members, key=_nearness)  # a union reports one for each member
             location = [part for part in violation["loc"] if not _names_a_type(part)]
             key = prefix + ".".join(map(str, location))
             if violation["type"] == "missing":
@@ -253,6 +250,11 @@ def _violations(
             else:
                 text = violation["msg"][0].lower() + violation["msg"][1:]
                 yield f"{key} = {shown(violation['input'])}: {text}."
+
+
+def _nearness(violation: Mapping[str, Any]) -> tuple[int, bool]:
+    """Rank a union's members by how nearly the value fits: elements first, then ranges."""
+    return len(violation["loc"]), violation["type"].startswith(("greater", "less"))
 
 
 def _names_a_type(part: Any) -> bool:
@@ -287,25 +289,34 @@ def build(
     Raises:
         UserError: the target cannot be imported, does not have these parameters, or raises.
     """
-    from hydra.utils import instantiate
-
     values = {k: v for k, v in section.items() if k not in LOADER}
     target = locate(key, section)
-    extra = _check_call(key, str(section["_target_"]), target, arguments, values, offered or {})
+    extra = _check_call(
+        key, str(section["_target_"]), target, arguments, values=values, offered=offered or {}
+    )
     try:
-        return instantiate(section, *arguments, _convert_="all", **extra)
-    except UserError:
-        raise
+        values = {name: _nested(f"{key}.{name}", value) for name, value in values.items()}
+        if section.get("_partial_"):
+            return functools.partial(target, *arguments, **values, **extra)
+        return target(*arguments, **values, **extra)
+    except UserError as error:
+        raise error if key in str(error) else UserError(f"{key}: {error}") from error
     except Exception as error:
-        from fashion.errors import innermost
-
-        cause = innermost(error)
-        if isinstance(cause, UserError):
-            raise UserError(f"{key}: {cause}" if key not in str(cause) else str(cause)) from error
-        reason = (str(cause).strip().splitlines() or ["no reason given"])[0]
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise UserError(
-            f"{key}: {section['_target_']} raised {type(cause).__name__}: {reason}"
+            f"{key}: {section['_target_']} raised {type(error).__name__}: {reason}"
         ) from error
+
+
+def _nested(key: str, value: Any) -> Any:
+    """Build the sections that an argument holds."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return build(key, value)
+        return {name: _nested(f"{key}.{name}", child) for name, child in value.items()}
+    if isinstance(value, list):
+        return [_nested(f"{key}.{position}", child) for position, child in enumerate(value)]
+    return value
 
 
 def locate(key: str, section: Mapping[str, Any]) -> Callable[..., Any]:
@@ -314,28 +325,45 @@ def locate(key: str, section: Mapping[str, Any]) -> Callable[..., Any]:
     Raises:
         UserError: it cannot be imported.
     """
-    from hydra.utils import get_object
-
-    name = section.get("_target_")
-    try:
-        found = get_object(str(name))
-    except Exception as error:
-        reason = str(error.__cause__ or error).strip().splitlines()
-        last = reason[-1] if reason else type(error).__name__
-        raise UserError(
-            f"{key}._target_ = {name} cannot be imported: {last} "
-            "A module of your own must lie in the current folder or be installed."
-        ) from error
+    name = str(section.get("_target_"))
+    parts = name.split(".")
+    found, reason = None, "it is no dotted path MODULE.CLASS"
+    for length in range(len(parts) - 1, 0, -1):
+        module = ".".join(parts[:length])
+        try:
+            found = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise UserError(f"{key}._target_ = {name}: {module} needs {error.name}.") from error
+            reason = (
+                f"there is no module {error.name}. A module of your own must lie in the current "
+                "folder or be installed"
+            )
+            continue
+        except Exception as error:
+            kind = type(error).__name__
+            raise UserError(
+                f"{key}._target_ = {name}: importing {module} raised {kind}: {error}"
+            ) from error
+        for part in parts[length:]:
+            if not hasattr(found, part):
+                hint = did_you_mean(part, dir(found))
+                raise UserError(f"{key}._target_ = {name}: {module} has no {part}.{hint}")
+            found = getattr(found, part)
+        break
+    if found is None:
+        raise UserError(f"{key}._target_ = {name} cannot be imported: {reason}.")
     if not callable(found):
         raise UserError(f"{key}._target_ = {name} is neither a class nor a function.")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
-def _check_call(
+def _check_call(  # noqa: PLR0917
     key: str,
     name: str,
     target: Callable[..., Any],
     arguments: tuple[Any, ...],
+    *,
     values: Mapping[str, Any],
     offered: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -432,9 +460,12 @@ def check_run(config: Any) -> None:
     from omegaconf import OmegaConf
 
     plain: Any = OmegaConf.to_container(config, resolve=True)
+    if missing := [key for key, value in walk(plain) if value == "???"]:
+        raise UserError(f"{', '.join(missing)}: there is no value; set it with KEY=VALUE.")
     check(plain)
     for key in ("name", "sweep"):
-        if plain[key] != folder_name(plain[key]) and len(plain[key]) < LONGEST_NAME:
+        short = len(plain[key].encode()) <= LONGEST_NAME  # others are shortened
+        if short and plain[key] != folder_name(plain[key]):
             raise UserError(
                 f"{key} = {shown(plain[key])}: it names a folder below logs/, and must not contain "
                 "slashes or be empty."

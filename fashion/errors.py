@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -53,7 +53,7 @@ def cli_errors() -> Iterator[None]:
     stdout = sys.stdout
     if isinstance(stdout, io.TextIOWrapper):
         stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
-        sys.stdout = _Output(stdout)  # type: ignore[assignment]
+        sys.stdout = _Output(stdout)
     try:
         with _signals_raise():
             yield
@@ -170,7 +170,7 @@ def deferred_signals() -> Iterator[DeferredSignals]:
     deferred.raise_noted()
 
 
-def innermost(error: BaseException) -> BaseException:
+def innermost(error: BaseException) -> BaseException:  # noqa: PLR0911 - a kind each
     """Return the user's error inside what Hydra raised, with advice on how to fix it."""
     from hydra.errors import (
         ConfigCompositionException,
@@ -178,23 +178,34 @@ def innermost(error: BaseException) -> BaseException:
         OverrideParseException,
     )
 
+    from fashion.config import CONF
+
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return innermost(error.__cause__)
     if isinstance(error, OverrideParseException):
-        return UserError(_unparsable(error.override, str(error).splitlines()[0]))
+        return UserError(_unparsable(error.override))
     if isinstance(error, ConfigCompositionException):
         if isinstance(error.__cause__, OverrideParseException):
             return innermost(error.__cause__)
-        if unknown := re.match(r"Could not override '([^']*)'", str(error)):
+        if str(error).startswith("Could not override"):
+            key = re.findall(r"(?:override '|full_key: )([^'\n]*)", f"{error}\n{error.__cause__}")[
+                -1
+            ]
+            if (Path(CONF) / key).is_dir():
+                return UserError(
+                    f"{key} is a group: {key}=NAME takes conf/{key}/NAME.yaml, and {key}.KEY=VALUE "
+                    "sets a key in it."
+                )
             return UserError(
-                f"{unknown[1]}: there is no such key.{did_you_mean(unknown[1], _known_keys())} "
+                f"{key}: there is no such key.{did_you_mean(key, _known_keys())} "
                 "python -m fashion.train --cfg job prints all keys; +KEY=VALUE adds one."
             )
-        return UserError(str(error).partition("\nConfig search path")[0])
+        reason = f": {str(error.__cause__).splitlines()[0]}." if "merging" in str(error) else ""
+        return UserError(str(error).partition("\nConfig search path")[0] + reason)
     return error
 
 
-def _unparsable(override: str, reason: str) -> str:
+def _unparsable(override: str) -> str:
     key, equals, value = override.partition("=")
     if not equals:
         hint = "Overrides are KEY=VALUE; a list must not contain spaces, or be quoted as a whole."
@@ -204,12 +215,12 @@ def _unparsable(override: str, reason: str) -> str:
         text = value.strip("\"'").replace('"', r"\"")
         quoted = shlex.quote(f'{key}="{text}"')
         hint = f"Quote it for Hydra and for the shell: {quoted}."
-    return f"{override}: this is no KEY=VALUE that Hydra can read ({reason}). {hint}"
+    return f"{override}: this is no KEY=VALUE that Hydra can read. {hint}"
 
 
-def did_you_mean(word: str, known: Iterator[str] | list[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return " Did you mean a, b?", or nothing where no known word is near."""
-    near = difflib.get_close_matches(word, list(known), 3, cutoff=0.75)
+    near = difflib.get_close_matches(word, sorted({*known} - {word}), 3, cutoff=0.75)
     return f" Did you mean {', '.join(near)}?" if near else ""
 
 
@@ -221,6 +232,8 @@ def _known_keys() -> Iterator[str]:
 
     for path in Path(CONF).rglob("*.yaml"):
         group = path.relative_to(CONF).parent.as_posix()
+        if group == "search":  # whose content are ranges of keys
+            continue
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         for key, _ in walk(content):
             yield key if group in (".", "experiment") else f"{group}.{key}"

@@ -7,6 +7,7 @@ python -m fashion.train resume=RUN                       continue an interrupted
 
 import contextlib
 import os
+import shlex
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +57,8 @@ def train(
         UserError: the configuration, the data or the folder does not allow it.
         DivergenceError: the loss or the weights became infinite or not a number.
     """
+    import torch
+
     from fashion.report import tensorboard
     from fashion.report.evaluation import evaluate
     from fashion.report.page import write_report
@@ -65,7 +68,9 @@ def train(
     if fitted is None:
         return None
     evaluations, temperature = [], None
-    splits: list[Literal["val", "test"]] = [*(["val"] * run.validates), *(["test"] * config.test)]
+    splits: list[Literal["val", "test"]] = ["val"] if run.validates else []
+    if config.test:
+        splits.append("test")
     for split in splits:
         evaluation = evaluate(fitted.classifier, fitted.data, split, temperature=temperature)
         temperature = evaluation.temperature
@@ -73,6 +78,8 @@ def train(
     with deferred_signals():
         metrics = dict(fitted.metrics)
         for evaluation in evaluations:
+            predictions = map(torch.from_numpy, (evaluation.probabilities, evaluation.labels))
+            metrics |= fitted.classifier.extra_metrics(evaluation.split, *predictions)
             metrics |= evaluation.metrics
             evaluation.write(run)
         tensorboard.write_results(fitted, metrics, evaluations)
@@ -98,7 +105,9 @@ def check(config: DictConfig, *, download_data: bool = True) -> None:
     data = config.data
     if not schema.is_ours(data._target_) or data.get("dataset", "FashionMNIST") != "FashionMNIST":
         return
-    data.root = str(download.data_folder(data.root))  # so that it is found from any other folder
+    # Absolute, so that it is found from any other folder; Hydra may have changed the current one.
+    base = HydraConfig.get().runtime.cwd if HydraConfig.initialized() else None
+    data.root = str(download.data_folder(data.root, base=base))
     root = Path(data.root)
     if not download_data and data.official:
         download.verify(root)
@@ -112,7 +121,8 @@ def _job(config: DictConfig) -> float | None:
     """Train one run of a grid, or the only one."""
     output = Path(HydraConfig.get().runtime.output_dir)
     here = Path.cwd()
-    run = Run(output.relative_to(here) if output.is_relative_to(here) else output)
+    inside = output != here and output.is_relative_to(here)
+    run = Run(output.relative_to(here) if inside else output)
     alone = HydraConfig.get().mode == RunMode.RUN
     try:
         schema.start_afresh(config, HydraConfig.get().overrides.task)
@@ -146,14 +156,16 @@ def _run(config: DictConfig, run: Run) -> float | None:
             return run.metrics.get("val/acc")
     try:
         check(config, download_data=not resumed)  # a received run could name any folder
-        # Lightning starts helper processes by the same command; the first one writes the folder.
-        first = os.environ.get("LOCAL_RANK", "0") == "0"
+        # Of several processes of one training, the first one writes the folder.
+        first = _rank(config.trainer) == 0
         start = run.start(config, HydraConfig.get(), extend=resumed)
         with start if first else contextlib.nullcontext():
             value = train(config, run, report=_wants_report(config))
-            if config.trainer.get("fast_dev_run"):
-                _finish_dry_run(run)
-                return value
+        if config.trainer.get("fast_dev_run"):
+            run.discard()
+            _remove_if_empty(run.folder)
+            print("Dry run (trainer.fast_dev_run): everything runs; no run was kept.")
+            return value
     except (UserError, Interrupted) as error:
         _remove_if_empty(run.folder)
         diverged = isinstance(error, DivergenceError)  # as it would again
@@ -185,9 +197,31 @@ def _run_of_grid(config: DictConfig, run: Run) -> float | None:
                 "give this grid a folder of its own with sweep=NAME."
             )
         print(f"Finished before: {run.folder}")
-        return run.metrics.get("val/acc")
-    print(f"\nRun {run.folder}")
-    return _run(config, run)
+        value = run.metrics.get("val/acc")
+    else:
+        print(f"\nRun {run.folder}")
+        value = _run(config, run)
+    GRID.append(run)
+    return value
+
+
+def _rank(trainer: DictConfig) -> int:
+    """Return this process's rank among those of its training.
+
+    Raises:
+        UserError: it is one of several processes, and the training is to run in one.
+    """
+    several = trainer.get("devices", 1) not in (1, "1", "auto") or trainer.get("num_nodes", 1) > 1
+    if several and int(os.environ.get("SLURM_NTASKS") or 1) > 1:
+        return int(os.environ.get("SLURM_PROCID") or 0)
+    rank = int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)
+    if rank and not several:
+        raise UserError(
+            f"This process has rank {rank} of several (RANK, LOCAL_RANK), and trainer.devices = "
+            f"{trainer.get('devices', 1)} trains in one process. Set trainer.devices to the number "
+            "of processes, or unset RANK and LOCAL_RANK."
+        )
+    return rank
 
 
 def _wants_report(config: DictConfig) -> bool:
@@ -203,10 +237,6 @@ def _remove_if_empty(folder: Path) -> None:
             folder.rmdir()
 
 
-def _finish_dry_run(run: Run) -> None:
-    print(f"Dry run (trainer.fast_dev_run): everything runs; {run.folder} holds no results.")
-
-
 def _summarize(run: Run) -> None:
     from fashion.report.evaluation import summary
 
@@ -215,25 +245,41 @@ def _summarize(run: Run) -> None:
     lines = [summary(metrics, split) for split in ("val", "test") if f"{split}/acc" in metrics]
     if "stopped" in metrics:
         lines.append(f"{metrics['stopped'][0].upper()}{metrics['stopped'][1:]}.")
-    lines += [
-        (
-            f"{metrics['parameters']:,} parameters, {metrics['seconds']:.0f} s, "
-            f"{metrics['images_per_second']:,.0f} images per second"
-        ),
-        *([f"Report {report.resolve().as_uri()}"] if report.exists() else []),
-        f"Run folder {run.folder}",
-        "Next:",
-        f"  {run.command('evaluate')}",
-        f"  tensorboard --logdir {schema.quoted(str(run.folder.parent))}",
-    ]
+    if report.exists():
+        lines.insert(0, f"Report {report.resolve().as_uri()}")
+    lines.append(
+        f"{metrics['parameters']:,} parameters, {metrics['seconds']:.0f} s, "
+        f"{metrics['images_per_second']:,.0f} images per second"
+    )
+    if HydraConfig.get().mode == RunMode.RUN:
+        lines += [
+            f"Run folder {run.folder}",
+            "Next:",
+            f"  {run.command('evaluate')}",
+            f"  {shlex.join(['tensorboard', '--logdir', str(run.folder.parent)])}",
+        ]
     print("\n".join(lines))
 
 
+def _compare(runs: Sequence[Run]) -> None:
+    """Print the table of a grid's runs, and the command that makes it again."""
+    from fashion.report import table
+
+    folder = str(runs[0].folder.parent)
+    try:
+        text = table.render_markdown(table.compare([run.folder for run in runs]))
+    except UserError as error:  # such as runs without a validation set
+        text = f"{error}\n"
+    print(f"\n{text}\n{shlex.join(['python', '-m', 'fashion.compare', folder])} shows this again.")
+
+
+GRID: list[Run] = []  # finished in this process
 FAILURES: dict[Path | None, BaseException] = {}  # by run folder; None for a run outside grids
 
 
 def main() -> None:
     FAILURES.clear()
+    GRID.clear()
     with cli_errors():
         try:
             _job()
@@ -241,6 +287,8 @@ def main() -> None:
             raise UserError(message(innermost(error))) from error
         if None in FAILURES:
             raise FAILURES[None]
+        if len(GRID) > 1:
+            _compare(GRID)
         if FAILURES:
             lines = [f"  {folder}: {message(error)}" for folder, error in FAILURES.items()]
             raise UserError("\n".join([f"{len(FAILURES)} run(s) of the grid failed:", *lines]))

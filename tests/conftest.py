@@ -1,11 +1,10 @@
 """Shapes are checked while the tests run; data and runs are tiny and made here, offline."""
 
 import os
-import resource
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,19 +16,22 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 install_import_hook("fashion", "beartype.beartype")
 
-# How long an example takes says more of the machine than of the code.
+# How long an example takes depends on the machine more than on the code.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
-    """An array of bytes as an idx file."""
+    """Write an array of bytes as an idx file."""
     header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
     path.write_bytes(header + array.astype(np.uint8).tobytes())
 
 
 def make_data(root: Path, *, train: int = 400, test: int = 100) -> Path:
-    """A data folder in torchvision's layout: class c is a bright bar at height 2c + 4, in noise."""
+    """Make a data folder in torchvision's layout: class c is a bright bar at row 2c + 4, in noise.
+
+    The classes take turns: image i is of class i % 10.
+    """
     random = np.random.default_rng(0)
     raw = root / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
@@ -45,7 +47,7 @@ def make_data(root: Path, *, train: int = 400, test: int = 100) -> Path:
 
 @pytest.fixture(autouse=True)
 def _subnormal_numbers() -> Iterator[None]:
-    """A run flushes subnormal numbers to zero; the next test in this process may need them."""
+    """Undo what a training sets: it flushes subnormal numbers to zero."""
     yield
     if "torch" in sys.modules:
         sys.modules["torch"].set_flush_denormal(False)
@@ -53,7 +55,8 @@ def _subnormal_numbers() -> Iterator[None]:
 
 @pytest.fixture
 def largest_file() -> Iterator[Callable[[int], None]]:
-    """Lets no file of this process grow beyond a size: what a full disk does, at any write."""
+    """Return a function that bounds the size of this process's files, as a full disk does."""
+    resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -65,15 +68,28 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tiny_overrides(data: Path) -> list[str]:
-    """What makes any run tiny: its data, and nothing that a person would look at."""
+    """Return the overrides that make any run tiny, and leave out what a person would look at."""
     return [
         f"data.root={data}",
         "data.official=false",
         "data.val_size=100",
         "trainer.accelerator=cpu",
-        "trainer.progress_bar=false",
+        "trainer.enable_progress_bar=false",
         "report=false",
     ]
+
+
+def composed(*overrides: str) -> Any:
+    """Return the configuration that `python -m fashion.train` composes from these overrides."""
+    from hydra import compose, initialize_config_dir
+
+    from fashion import config
+
+    config.register_resolvers()
+    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+        made = compose("train", ["name=test", "sweep=test", *overrides])
+    config.start_afresh(made, overrides)
+    return made
 
 
 class Outcome(NamedTuple):
@@ -87,7 +103,10 @@ Command = Callable[..., Outcome]
 
 @pytest.fixture
 def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Run `python -m fashion.NAME ARGUMENTS` in this process: its imports cost seconds."""
+    """Return a function that runs `python -m fashion.NAME ARGUMENTS` in this process.
+
+    In another one its imports would cost seconds.
+    """
 
     def run(name: str, *arguments: object) -> Outcome:
         capfd.readouterr()
@@ -113,7 +132,7 @@ def run_command(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) 
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
-    """A finished run of the tiny data, made by the real command."""
+    """Return a finished run of the tiny data, made by the real command."""
     folder = tmp_path_factory.mktemp("logs") / "tiny"
     with pytest.MonkeyPatch.context() as monkeypatch:
         status = run_command(
@@ -128,3 +147,17 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
         )
     assert status == 0
     return folder
+
+
+def fitted(folder: Path, data: Path, *overrides: str, callbacks: Any = ()) -> Any:
+    """Train a small run and return the `Fit`, without the command around it."""
+    from fashion.runs.run import Run
+    from fashion.train import check
+    from fashion.training.process import fit
+
+    small = ("model=mlp", "model.network.dense=[8]", "trainer.max_epochs=2", "logger=none")
+    config = composed(*tiny_overrides(data), *small, *overrides)
+    check(config)
+    run = Run(folder)
+    with run.start(config, extend=True):
+        return fit(config, run, callbacks)

@@ -1,10 +1,13 @@
-"""How every command ends: by an error, by a signal."""
+"""How every command ends: by an error, by a signal, by a reader that has gone."""
 
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 
 import pytest
+from omegaconf.errors import ConfigKeyError
 
 from fashion.errors import (
     SIGNALS,
@@ -12,6 +15,7 @@ from fashion.errors import (
     UserError,
     cli_errors,
     deferred_signals,
+    did_you_mean,
     interrupt,
     message,
 )
@@ -23,29 +27,28 @@ def interrupted(signum: signal.Signals) -> None:
         try:
             signal.raise_signal(signum)
         finally:
-            assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
-            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+            assert all(signal.getsignal(each) == signal.SIG_DFL for each in SIGNALS)
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal(signum: signal.Signals, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("signum", SIGNALS, ids=[signum.name for signum in SIGNALS])
+def test_a_signal(signum: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
     """A first one ends the command in order, a second one at once; then all is as it was."""
     before = signal.getsignal(signum)
     with pytest.raises(SystemExit) as ended:
         interrupted(signum)
-    assert ended.value.code == status
+    assert ended.value.code == 128 + signum
     assert capsys.readouterr().err == f"\nInterrupted by {signum.name}.\n"
     assert signal.getsignal(signum) == before
 
 
-def at_a_safe_point(reached: list[str]) -> None:
+def between_batches(reached: list[str]) -> None:
     with deferred_signals() as signals:
         signals.raise_noted()
         signal.raise_signal(signal.SIGTERM)
         reached.append("after the signal")
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # a second one does not wait
         signals.raise_noted()
-        reached.append("after the safe point")
+        reached.append("not reached")
 
 
 def at_the_end(reached: list[str]) -> None:
@@ -55,15 +58,15 @@ def at_the_end(reached: list[str]) -> None:
 
 
 def with_lightning(reached: list[str]) -> None:
-    """Which raises a SystemExit of status 0."""
+    """Lightning raises a SystemExit of status 0."""
     with deferred_signals():
         signal.raise_signal(signal.SIGTERM)
         reached.append("after the signal")
         sys.exit()
 
 
-@pytest.mark.parametrize("block", [at_a_safe_point, at_the_end, with_lightning])
-def test_a_postponed_signal(block: Callable[[list[str]], None]) -> None:
+@pytest.mark.parametrize("block", [between_batches, at_the_end, with_lightning])
+def test_a_deferred_signal(block: Callable[[list[str]], None]) -> None:
     before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     reached: list[str] = []
     try:
@@ -78,15 +81,58 @@ def test_a_postponed_signal(block: Callable[[list[str]], None]) -> None:
     assert {signum: signal.getsignal(signum) for signum in SIGNALS} == before
 
 
-def failing(error: UserError) -> None:
+def failing(error: Exception) -> None:
+    error.add_note("What to do.")
     with cli_errors():
         raise error
 
 
-def test_notes_follow_the_message() -> None:
-    error = UserError("What happened.")
-    error.add_note("What to do.")
-    assert message(error) == "What happened.\nWhat to do."
+@pytest.mark.parametrize("kind", [UserError, ConfigKeyError, OSError])
+def test_an_error_is_one_message_with_its_notes(kind: type[Exception]) -> None:
     with pytest.raises(SystemExit) as ended:
-        failing(error)
+        failing(kind("What happened."))
     assert ended.value.code == "error: What happened.\nWhat to do."
+
+
+def test_a_traceback_is_for_errors_of_this_project_and_for_who_wants_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(ZeroDivisionError):
+        failing(ZeroDivisionError())
+    assert "HYDRA_FULL_ERROR" not in os.environ
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(UserError):
+        failing(UserError())
+    assert os.environ["HYDRA_FULL_ERROR"] == "1"
+
+
+def test_an_error_without_text_has_its_name() -> None:
+    assert message(ZeroDivisionError()) == "ZeroDivisionError"
+
+
+def test_did_you_mean() -> None:
+    assert did_you_mean("patiense", ["patience", "patience", "mode"]) == " Did you mean patience?"
+    assert did_you_mean("patience", ["patience"]) == did_you_mean("x", ["mode"]) == ""
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_away_does_not_end_the_work() -> None:
+    """As in `python -m fashion.train | head -1`."""
+    script = (
+        "import sys\n"
+        "from fashion.errors import cli_errors\n"
+        "with cli_errors():\n"
+        "    for line in range(100_000): print(line, flush=True)\n"
+        "    print('done', file=sys.stderr)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout and process.stderr  # noqa: PT018
+        assert process.stdout.readline() == "0\n"
+        process.stdout.close()
+        assert process.stderr.read() == "done\n"
+        assert process.wait() == 0

@@ -1,6 +1,5 @@
 """Fashion-MNIST as a LightningDataModule: verified, split, batched, augmented and normalized."""
 
-import inspect
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torchvision
 from jaxtyping import Float, Int, Num, UInt8
 from torch import Tensor
 
-from fashion.config import NonNegativeInt, PositiveInt, Seed, check_sizes
+from fashion.config import NonNegativeInt, PositiveInt, Seed, build, check_sizes
 from fashion.data import CLASSES, download
 from fashion.data.augmentation import Augment, per_image
 from fashion.errors import UserError
@@ -117,8 +116,8 @@ class BatchLoader:
         return math.ceil(len(self.labels) / images)
 
     def __iter__(self) -> Iterator[Batch]:
-        if hasattr(self.augmentation, "set_epoch"):
-            self.augmentation.set_epoch(self.epoch, self.epochs)
+        if set_epoch := getattr(self.augmentation, "set_epoch", None):
+            set_epoch(self.epoch, self.epochs)
         for positions in self._order().split(self.at_once * self.batch_size):
             mine = positions[self.rank :: self.world_size].to(self.images.device)
             images, labels = self.images[mine], self.labels[mine]
@@ -201,13 +200,15 @@ class FashionMNIST(pl.LightningDataModule):
             UserError: they are missing and cannot be downloaded, or are not what they should be.
         """
         folder = download.raw_folder(self.root, self.dataset)
-        if self.dataset != "FashionMNIST" and not folder.exists():
+        missing = not all((folder / name).exists() for name in download.PAYLOADS)
+        if self.dataset != "FashionMNIST" and missing:
             try:
                 getattr(torchvision.datasets, self.dataset)(self.root, download=True)
             except (OSError, RuntimeError) as error:
+                reason = str(error).strip().splitlines()[-1]
                 raise UserError(
-                    f"{self.dataset} is not in {folder} and cannot be downloaded: {error} "
-                    f"Put its four idx files there."
+                    f"{self.dataset} is not in {folder} and cannot be downloaded ({reason}). "
+                    "Put its four idx files there."
                 ) from error
         download.prepare(self.root, official=self.official, dataset=self.dataset)
 
@@ -244,7 +245,7 @@ class FashionMNIST(pl.LightningDataModule):
         return ImageSet(data.data, data.targets, torch.arange(len(data.targets)))
 
     def train_dataloader(self) -> BatchLoader:
-        trainer = self.trainer
+        trainer: Any = self.trainer
         return self._loader(
             self.train,
             self.batch_size,
@@ -252,7 +253,7 @@ class FashionMNIST(pl.LightningDataModule):
             augmentation=self.augmentation,
             epochs=(trainer and trainer.max_epochs) or -1,
             chunked=self.chunked,
-            fixed=bool(trainer and trainer.overfit_batches),
+            fixed=bool(trainer and trainer.overfit_batches),  # type: ignore[attr-defined]
         )
 
     def val_dataloader(self) -> BatchLoader | list[Any]:
@@ -276,12 +277,7 @@ def from_config(section: dict[str, Any], seed: int = 0, augmentation: Any = None
     Raises:
         UserError: it cannot be built, or is no LightningDataModule.
     """
-    from fashion.config import build, locate
-
-    target = locate("data", section)
-    parameters = inspect.signature(target).parameters
-    offered = {"seed": seed, "augmentation": augmentation}
-    data = build("data", section, offered={k: v for k, v in offered.items() if k in parameters})
+    data = build("data", section, offered={"seed": seed, "augmentation": augmentation})
     if not isinstance(data, pl.LightningDataModule):
         raise UserError(f"data._target_ = {section['_target_']}: it is no LightningDataModule.")
     return data

@@ -66,13 +66,13 @@ def raw_folder(root: Path, dataset: str = "FashionMNIST") -> Path:
     return root / dataset / "raw"
 
 
-def data_folder(root: str, dataset: str = "FashionMNIST") -> Path:
-    """Return a data folder as an absolute path, `~` expanded.
+def data_folder(root: str, dataset: str = "FashionMNIST", base: str | None = None) -> Path:
+    """Return a data folder as an absolute path, `~` expanded, relative to `base`.
 
     A path that leads one or two levels too deep (DATA/FashionMNIST, DATA/FashionMNIST/raw) is
     understood: taken literally, it would be filled with a second copy of the data.
     """
-    path = Path(root).expanduser().absolute()
+    path = Path(base or Path.cwd()) / Path(root).expanduser()
     if path.name == "raw" and path.parent.name == dataset:
         return path.parent.parent
     if path.name == dataset and (path / "raw").is_dir():

@@ -46,7 +46,8 @@ def write_results(
     step = fitted.trainer.global_step + 1
     logger.log_hyperparams(_varied(fitted.run.config), _reported(metrics), step=step)
     writer, network = logger.experiment, fitted.classifier.network
-    write_graph(writer, network)
+    if not fitted.run.config.compile:  # which cannot be traced
+        write_graph(writer, network)
     write_augmented(writer, step, fitted.data)
     for evaluation in evaluations:
         if evaluation.split == "val":

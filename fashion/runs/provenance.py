@@ -11,9 +11,10 @@ PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "
 
 
 def provenance() -> dict[str, Any]:
-    """Return versions, machine, commit and whether the checkout was clean; the last two may be None.
+    """Return versions, machine, commit and whether the checkout was clean.
 
-    The machine's cores are those that torch may use here, of those there are.
+    The last two are None where git cannot tell. The machine's cores are those that torch may use,
+    of those there are.
     """
     import torch
 

@@ -195,6 +195,8 @@ class Run:
         try:
             lines = untrusted.read_text(path, LONGEST_HISTORY).splitlines()
             rows = list(csv.DictReader(lines, strict=True))
+            if rows and "epoch" not in rows[0]:
+                raise ValueError("it has no column epoch")  # noqa: TRY301
             return {
                 key: [float(row[key]) if row[key] else math.nan for row in rows]
                 for key in (rows[0] if rows else ())
@@ -334,7 +336,7 @@ class Run:
             except Exception:
                 # Refused before it began: what is left would pass for an unfinished run.
                 if {path.name for path in self.folder.iterdir()} <= {".hydra", ".lock"}:
-                    self._remove_configuration()
+                    self.discard()
                 raise
 
     def _refuse_other_files(self) -> None:
@@ -359,7 +361,8 @@ class Run:
         for scratch in self.folder.rglob(f".*{SCRATCH}"):  # of a process that was killed
             scratch.unlink()
 
-    def _remove_configuration(self) -> None:
+    def discard(self) -> None:
+        """Remove the configuration, without which the folder is no run."""
         for name in ("config", "hydra", "overrides"):
             self._config_file.with_name(f"{name}.yaml").unlink(missing_ok=True)
         with contextlib.suppress(OSError):

@@ -156,18 +156,20 @@ class History(Checkpoint):
             for row in self.rows:
                 row["seconds"] = float(seconds.get(f"{row['epoch']:g}") or math.nan)
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        self._rate = float(trainer.optimizers[0].param_groups[0]["lr"])
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
         self.rows.append(
             {
                 "epoch": trainer.current_epoch + 1,
                 "step": trainer.global_step,
-                "lr": float(rates[0]),
+                "lr": self._rate,  # at the epoch's start
                 "seconds": round(self.timing.epoch_seconds, 3),
                 **{key: float(value) for key, value in trainer.callback_metrics.items()},
             }
         )
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.write()
 
     def write(self) -> None:

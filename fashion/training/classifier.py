@@ -180,7 +180,8 @@ class Classifier(pl.LightningModule):
     def predict_step(self, batch: Batch | Tensor) -> Float[Tensor, "batch classes"]:
         """Return probabilities of a batch, with or without labels."""
         images = batch if isinstance(batch, Tensor) else batch[0]
-        return self(images).softmax(1)
+        probabilities: Tensor = self(images).softmax(1)
+        return probabilities
 
     def on_train_epoch_start(self) -> None:
         self._outputs["train"].clear()  # of an epoch that was interrupted
@@ -222,6 +223,18 @@ class Classifier(pl.LightningModule):
                     self.global_step,
                 )
 
+    def extra_metrics(
+        self, split: str, probabilities: Float[Tensor, "n classes"], labels: Tensor
+    ) -> dict[str, float]:
+        """Return the configured metrics beside accuracy, of predictions made elsewhere."""
+        metrics: Any = self.metrics[f"{split}_metrics"].clone().cpu()
+        metrics.reset()
+        for metric in metrics.values():
+            metric.distributed_available_fn = _alone  # the training's other processes have ended
+        metrics.update(probabilities.clamp(min=1e-30).log(), labels)  # logits, as in training
+        values = {key: float(value) for key, value in metrics.compute().items()}
+        return {key: value for key, value in values.items() if key != f"{split}/acc"}
+
     def _evaluation_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the loss without what is for training alone, such as label smoothing."""
         module = self.criterion if isinstance(self.criterion, nn.Module) else None
@@ -258,7 +271,7 @@ class Classifier(pl.LightningModule):
         )
 
     def predict_proba(
-        self, images: Num[Tensor, "n 28 28"], *, value_range: tuple[float, float] | None = None
+        self, images: Num[Tensor, "n 28 28"], *, value_range: tuple[int, int] | None = None
     ) -> Float[Tensor, "n classes"]:
         """Return class probabilities of raw images, in their order.
 
@@ -274,9 +287,13 @@ class Classifier(pl.LightningModule):
         if images.ndim != 3 or images.shape[1:] != (28, 28):  # noqa: PLR2004
             raise UserError(f"images have the shape {tuple(images.shape)}; (n, 28, 28) is needed.")
         if images.dtype != torch.uint8:
-            if value_range not in ((0, 1), (0, 255)) or not images.is_floating_point():
+            if (
+                value_range is None
+                or value_range not in ((0, 1), (0, 255))
+                or not images.is_floating_point()
+            ):
                 raise UserError(
-                    f"images are {images.dtype}: give uint8 0..255, or floats with "
+                    f"images are {images.dtype}: give uint8 0..255, or floats and their range, "
                     "value_range=(0, 1) or (0, 255)."
                 )
             low, high = images.min().item(), images.max().item()
@@ -318,7 +335,7 @@ class Classifier(pl.LightningModule):
             )
 
     @classmethod
-    def load_from_checkpoint(
+    def load_from_checkpoint(  # type: ignore[override]
         cls,
         checkpoint_path: str | Path,
         map_location: Any = None,
@@ -348,6 +365,10 @@ class Classifier(pl.LightningModule):
         classifier = cls(**sections)
         load_weights(classifier, content, Path(checkpoint_path))
         return classifier.to(map_location).eval() if map_location else classifier.eval()
+
+
+def _alone() -> bool:
+    return False
 
 
 def _plain_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,14 +19,13 @@ from fashion.training.classifier import Classifier
 # The Trainer's flags that act on single batches, and the values with which they do nothing.
 FLAGS: dict[str, tuple[Any, ...]] = {
     "accumulate_grad_batches": (1,),
-    "devices": (1, "1"),
+    "devices": (1,),
     "detect_anomaly": (False, None),
     "fast_dev_run": (False, 0),
     "gradient_clip_val": (None, 0),
     "limit_train_batches": (None, 1.0),
     "max_steps": (-1, None),
     "max_time": (None,),
-    "num_nodes": (1,),
     "overfit_batches": (0, None),
     "profiler": (None,),
     "val_check_interval": (None, 1.0),
@@ -61,7 +60,7 @@ def why_not(
     trainer: Mapping[str, Any],
     callbacks: Iterable[Callback],
     *,
-    scheduler: object,
+    scheduler: Mapping[str, Any] | None,
     foreign_data: bool,
 ) -> str | None:
     """Return why the ordinary loop is needed, "" if batches are too large to gain, or None.
@@ -79,7 +78,7 @@ def why_not(
         if trainer.get(flag, idle[0]) not in idle:
             return f"trainer.{flag}={trainer[flag]}"
     if scheduler is not None:
-        return "scheduler"
+        return f"scheduler={scheduler['_target_']}"
     if foreign_data:
         return "a LightningDataModule of your own"
     for callback in callbacks:

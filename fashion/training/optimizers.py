@@ -43,7 +43,7 @@ def configure(
         optimizer: `_target_`, its arguments, and `schedule` and `warmup` (see `schedule_factor`).
         scheduler: `_target_` and arguments of a torch scheduler, `interval` ("step" or "epoch", the
             default) and the `monitor` of ReduceLROnPlateau; None for the optimizer's `schedule`.
-        steps: optimizer steps of the whole training.
+        steps: optimizer steps of the whole training; -1 where it is not known.
         steps_per_epoch: optimizer steps per epoch.
 
     Raises:
@@ -60,6 +60,11 @@ def configure(
             "which is no torch.optim.Optimizer."
         )
     schedule, warmup = optimizer.get("schedule", "constant"), optimizer.get("warmup", 0.0)
+    if steps < 1 and (schedule, warmup) != ("constant", 0.0):
+        raise UserError(
+            f"optimizer.schedule = {schedule}, warmup = {warmup}: they are planned for a number of "
+            "steps; set trainer.max_epochs or trainer.max_steps."
+        )
     if scheduler is None:
         rate: Any = LambdaLR(made, lambda step: schedule_factor(schedule, warmup, step, steps))
         return {"optimizer": made, "lr_scheduler": {"scheduler": rate, "interval": "step"}}

@@ -15,7 +15,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
@@ -24,7 +25,13 @@ from torch import nn
 
 from fashion.config import NonNegativeInt, build
 from fashion.data.datamodule import FashionMNIST, from_config
-from fashion.errors import DivergenceError, Interrupted, UserError, deferred_signals
+from fashion.errors import (
+    DivergenceError,
+    Interrupted,
+    UserError,
+    deferred_signals,
+    restore_default_signals,
+)
 from fashion.runs import untrusted
 from fashion.runs.provenance import provenance
 from fashion.runs.run import Run
@@ -72,7 +79,9 @@ class Fit:
         return next(loggers, None)
 
 
-def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit | None:
+def fit(
+    config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()
+) -> Fit | None:
     """Train, or continue from the last checkpoint as if there had been no interruption.
 
     Args:
@@ -104,7 +113,7 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
     }
     reason = why_not(
         getattr(data, "batch_size", 0),
-        plain["trainer"],
+        plain["trainer"] | {"devices": processes(plain["trainer"])},
         [*configured.values(), *callbacks],
         scheduler=plain["scheduler"],
         foreign_data=not isinstance(data, FashionMNIST),
@@ -114,7 +123,8 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
         _start_from(classifier, config.init_from, trust=config.trust)
     _refuse_single_images(classifier, data, plain["trainer"])
     classifier.check_output()
-    classifier.configure_optimizers()  # what does not suit the network is refused before writing
+    # What does not suit the network is refused before anything is written.
+    optimizer: Any = classifier.configure_optimizers()["optimizer"]
     if config.compile:
         classifier.network.compile()
     before = run.last_checkpoint if run.last_checkpoint.exists() else None
@@ -124,7 +134,7 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
     shown = plain["trainer"].get("enable_progress_bar", True)
     bar = next((c for c in configured.values() if isinstance(c, ProgressBar)), None)
     try:
-        with deferred_signals() as signals, _no_traceback_of_writers():
+        with _user_errors(run, config), deferred_signals() as signals, _no_traceback_of_writers():
             trainer = build_trainer(
                 plain["trainer"],
                 run,
@@ -143,25 +153,17 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
                 progress_bar=shown and bar is not None,
             )
             if shown and trainer.is_global_zero:
-                print(_heading(plain, classifier, data, trainer, reason), flush=True)
+                print(_heading(classifier, optimizer, data, trainer, reason), flush=True)
+            if trainer.world_size > 1:
+                restore_default_signals()  # until training starts, processes wait for each other
             for logger in trainer.loggers:
                 if not isinstance(logger, TensorBoardLogger):  # which gets them with the results
                     logger.log_hyperparams(plain)
             trainer.fit(classifier, datamodule=data, ckpt_path=before, weights_only=True)
-    except OSError as error:
-        raise UserError(f"{run.folder} cannot be written: {error.strerror or error}.") from error
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"data.batch_size = {config.data.get('batch_size')}: there is too little memory for so "
-            f"many images at once in this network, or for the network "
-            f"({str(error).split('. ')[0]})."
-        ) from error
-    except MisconfigurationException as error:
-        raise UserError(f"trainer: {error}") from error
     except (DivergenceError, Interrupted) as error:
         error.add_note(progress(last, best))
         raise
-    if not trainer.is_global_zero or trainer.fast_dev_run:
+    if not trainer.is_global_zero or config.trainer.get("fast_dev_run"):
         return None
     if not run.reported_checkpoint.exists():
         raise UserError(
@@ -169,7 +171,7 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
             f"{last.epochs} epoch(s). Train longer, or report the last epoch with checkpoint=last."
         )
     content = untrusted.read_checkpoint(run.reported_checkpoint)
-    classifier = classifier.to("cpu")
+    classifier = classifier.to("cpu", torch.float32)  # also after a training in bf16-true
     load_weights(classifier, content, run.reported_checkpoint)
     metrics = {
         "seed": config.seed,
@@ -183,6 +185,23 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
         **made,
     }
     return Fit(run, classifier.eval(), data, trainer, metrics)
+
+
+@contextmanager
+def _user_errors(run: Run, config: DictConfig) -> Iterator[None]:
+    """Turn what a training raises for reasons of its user's into UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{run.folder} cannot be written: {error.strerror or error}.") from error
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"data.batch_size = {config.data.get('batch_size')}: there is too little memory for so "
+            f"many images at once in this network, or for the network "
+            f"({str(error).split('. ')[0]})."
+        ) from error
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {error}") from error
 
 
 def _watches_validation(section: Mapping[str, Any]) -> bool:
@@ -207,8 +226,7 @@ def _classifier(plain: dict[str, Any], data: Any, *, chunked: bool) -> Classifie
         steps = epochs * per_epoch if epochs > 0 else -1
         if (most := trainer.get("max_steps", -1)) > 0 and (steps < 0 or most < steps):
             steps = most
-        if steps > 0:
-            options["steps"] = (steps, per_epoch)
+        options["steps"] = (steps, per_epoch)
         counts = torch.bincount(data.train.labels, minlength=len(data.classes))
         options |= {"class_counts": counts.tolist(), "classes": data.classes}
         data.chunked = chunked
@@ -242,10 +260,8 @@ def _refuse_single_images(classifier: Classifier, data: Any, trainer: Mapping[st
     """Raises UserError: a dense layer's batch normalization would see a single image."""
     if not isinstance(data, FashionMNIST):
         return
-    devices = trainer.get("devices", 1)
-    processes = devices if isinstance(devices, int) and devices > 0 else 1
     smallest = len(data.train) % data.batch_size or data.batch_size
-    if smallest < 2 * processes and any(
+    if smallest < 2 * processes(trainer) and any(
         isinstance(module, nn.BatchNorm1d) for module in classifier.network.modules()
     ):
         raise UserError(
@@ -269,25 +285,28 @@ def _stopped(callbacks: Any, plain: Mapping[str, Any], epochs: int) -> dict[str,
 
 
 def _heading(
-    plain: Mapping[str, Any],
     classifier: Classifier,
+    optimizer: torch.optim.Optimizer,
     data: Any,
     trainer: pl.Trainer,
     reason: str | None,
 ) -> str:
     """Return two lines about what is trained, on what; a third where the ordinary loop is used."""
-    network = plain["model"]["network"]["_target_"].rpartition(".")[2]
-    optimizer = plain["optimizer"]["_target_"].rpartition(".")[2]
     parameters = sum(parameter.numel() for parameter in classifier.network.parameters())
-    lines = [f"{network}, {parameters:,} parameters, {optimizer} lr={plain['optimizer'].get('lr')}"]
-    if isinstance(data, FashionMNIST):
-        lines[0] += f", batch {data.batch_size}"
-        lines.append(f"{len(data.train):,} training and {len(data.val):,} validation images, ")
-    else:
-        lines.append("")
+    what = [
+        f"{type(classifier.network).__name__}, {parameters:,} parameters",
+        f"{type(optimizer).__name__} lr={optimizer.param_groups[0]['lr']:g}",
+    ]
     device = trainer.strategy.root_device.type
-    where = f"{torch.get_num_threads()} threads" if device == "cpu" else device
-    lines[1] += f"{where}, {trainer.precision}"
+    threads = torch.get_num_threads()
+    where = [
+        f"{threads} thread{'s' * (threads != 1)}" if device == "cpu" else device,
+        str(trainer.precision),
+    ]
+    if isinstance(data, FashionMNIST):
+        what.append(f"batch {data.batch_size}")
+        where.insert(0, f"{len(data.train):,} training, {len(data.val):,} validation images")
+    lines = [", ".join(what), ", ".join(where)]
     if reason:
         lines.append(f"One batch per step of Lightning's loop, because of {reason}.")
     return "\n".join(lines)
@@ -392,26 +411,26 @@ def _environment(flags: Mapping[str, Any]) -> list[Any]:
     Slurm's variables are set in every job, also where a single process trains: Lightning would then
     save and requeue by itself, and begin later runs from what another has saved. The run folder and
     `resume` do that here.
-
-    Raises:
-        UserError: this process is one of several, and the others are not to be expected.
     """
     slurm = SLURMEnvironment.detect() and int(os.environ.get("SLURM_NTASKS", "1")) > 1
-    several = flags.get("devices") not in (1, "1", [0], "auto") or flags.get("num_nodes", 1) > 1
+    several = processes(flags) != 1
     if slurm and several:
         return [SLURMEnvironment(auto_requeue=False)]
     if several:
         return []
-    rank = os.environ.get("LOCAL_RANK") or os.environ.get("RANK") or "0"
-    if slurm and os.environ.get("SLURM_STEP_NUM_TASKS", "1") not in ("", "1"):
-        rank = os.environ.get("SLURM_PROCID", "0")
-    if rank not in ("", "0"):
-        raise UserError(
-            f"This process has rank {rank} of several, and trainer.devices = "
-            f"{flags.get('devices', 1)} trains in one. Set trainer.devices to their number, or "
-            "unset LOCAL_RANK and RANK."
-        )
     return [LightningEnvironment()]
+
+
+def processes(flags: Mapping[str, Any]) -> int:
+    """Return how many processes the Trainer's flags ask for on this machine."""
+    devices = flags.get("devices", 1)
+    if devices in ("auto", -1, "-1"):
+        count = torch.cuda.device_count() if flags.get("accelerator", "auto") != "cpu" else 1
+    elif isinstance(devices, list):
+        count = len(devices)
+    else:
+        count = int(devices) if str(devices).isdigit() else str(devices).count(",") + 1
+    return max(1, count) * int(flags.get("num_nodes") or 1)
 
 
 def hardware_precision(accelerator: str) -> str:
@@ -468,6 +487,7 @@ def quieten() -> None:
     """Drop Lightning's notices that report nothing a user of this project decides or can fix."""
     for package in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(package).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # asked for
     for text in (
         ".*does not have many workers.*",  # more worker processes would be slower here
         ".*smaller than the logging interval.*",  # metrics are logged at the epoch's end anyway

@@ -1,75 +1,101 @@
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Command, tiny_overrides
+from conftest import composed
 from torch import Tensor
+from torchvision.transforms import v2
 
-from fashion.data.augmentation import Augmentation, alternating_hflip, random_translation
+from fashion.config import build
+from fashion.data.augmentation import (
+    Augmentation,
+    Chain,
+    alternating_hflip,
+    per_image,
+    random_erasing,
+    random_translation,
+)
 from fashion.data.datamodule import epoch_seed
+from fashion.errors import UserError
 
-EVERYTHING: dict[str, Any] = {"translate": 2, "hflip": True, "erase": 8, "clean_epochs": 2, "epochs": 8}
-OFF: dict[str, Any] = {"translate": 0, "hflip": False, "erase": 0, "clean_epochs": 0, "epochs": 8}
+EVERYTHING: dict[str, Any] = {"translate": 2, "hflip": True, "erase": 8, "clean_epochs": 2}
+LABELS = torch.arange(400) % 10
 
 
 @pytest.fixture
 def images() -> Tensor:
-    """Without a black pixel: each is seen to move."""
+    """Return images without a black pixel, so that each of them is seen to move."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(1, 256, (400, 28, 28), dtype=torch.uint8, generator=generator)
 
 
-def epoch_of(images: Tensor, *, seed: int = 0, epoch: int = 0, **options: Any) -> Tensor:
-    """A batch as the training loop would get it at an epoch's start."""
+def epoch_of(
+    images: Tensor, *, seed: int = 0, epoch: int = 0, epochs: int = 8, **options: Any
+) -> Tensor:
+    """Return a batch as the training loop would get it at an epoch's start."""
     torch.manual_seed(epoch_seed(seed, epoch))
-    return Augmentation(**EVERYTHING | options)(images, epoch)
+    augmentation = Augmentation(**options)
+    augmentation.set_epoch(epoch, epochs)
+    changed, labels = augmentation(images, LABELS)
+    assert labels is LABELS
+    return changed
 
 
-def test_identity_in_evaluation_and_when_all_is_off(images: Tensor) -> None:
-    assert torch.equal(Augmentation(**EVERYTHING).eval()(images, 1), images)
-    assert torch.equal(Augmentation(**OFF)(images, 1), images)
-    assert not torch.equal(Augmentation(**EVERYTHING)(images, 1), images)
+def test_the_augmentation_of_published_numbers(images: Tensor) -> None:
+    """Pixels that the code of version 0.1 gave."""
+    augmentation = Augmentation(**EVERYTHING)
+    augmentation.set_epoch(1, 8)
+    torch.manual_seed(3)
+    changed, _ = augmentation(images, LABELS)
+    weights = torch.arange(784).view(28, 28)
+    assert (changed.long() * weights).sum().item() == 13_672_574_167
+    assert (changed == 0).sum().item() == 42_368
 
 
 def test_a_function_of_seed_and_epoch(images: Tensor) -> None:
     before = images.clone()
-    first = epoch_of(images, seed=3, epoch=4)
+    first = epoch_of(images, seed=3, epoch=4, **EVERYTHING)
     assert (first.shape, first.dtype) == (images.shape, torch.uint8)
     assert torch.equal(images, before)  # the data itself stays as it is
-    assert torch.equal(epoch_of(images, seed=3, epoch=4), first)
-    assert not torch.equal(epoch_of(images, seed=3, epoch=6), first)
-    assert not torch.equal(epoch_of(images, seed=5, epoch=4), first)
+    assert torch.equal(epoch_of(images, seed=3, epoch=4, **EVERYTHING), first)
+    assert not torch.equal(epoch_of(images, seed=3, epoch=6, **EVERYTHING), first)
+    assert not torch.equal(epoch_of(images, seed=5, epoch=4, **EVERYTHING), first)
 
 
-@pytest.mark.parametrize("option", ["translate", "hflip", "erase"])
-def test_each_alone(images: Tensor, option: str) -> None:
-    changed = epoch_of(images, **OFF | {option: EVERYTHING[option]})
-    assert not torch.equal(changed, images)
+def test_the_configuration_s_default_changes_nothing_and_each_key_does(images: Tensor) -> None:
+    def made(*overrides: str) -> Tensor:
+        augmentation = build("augmentation", composed(*overrides).augmentation)
+        augmentation.set_epoch(0, 8)
+        changed: Tensor = augmentation(images, LABELS)[0]
+        return changed
+
+    assert torch.equal(made(), images)
+    for key in ("hflip=true", "translate=1", "erase=8"):
+        assert not torch.equal(made(f"augmentation.{key}"), images)
 
 
-def test_mirroring_alternates(images: Tensor) -> None:
+def test_flips_alternate(images: Tensor) -> None:
     first, second = alternating_hflip(images, 0), alternating_hflip(images, 1)
     kept = (first == images).all(2).all(1)
     assert torch.equal(first[~kept], images[~kept].flip(2))
-    # The next epoch turns the others, the one after it the same again.
+    # The next epoch flips the others, the one after it the same again.
     assert torch.equal(second[kept], images[kept].flip(2))
     assert torch.equal(second[~kept], images[~kept])
     assert torch.equal(alternating_hflip(images, 2), first)
     assert 160 < kept.sum() < 240  # half of 400, within four deviations
-    # Twice is the identity: a picture and its mirror image are turned in the same epochs.
+    # Twice is the identity: an image and its flipped one are flipped in the same epochs.
     assert torch.equal(alternating_hflip(first, 0), images)
 
 
-def test_a_picture_mirrors_whatever_else_is_in_its_batch(images: Tensor) -> None:
+def test_a_flip_does_not_depend_on_the_batch(images: Tensor) -> None:
     order = torch.randperm(len(images))
     whole = alternating_hflip(images, 0)
     assert torch.equal(alternating_hflip(images[order][:7], 0), whole[order][:7])
 
 
 def moved(image: Tensor, y: int, x: int) -> Tensor:
-    """Pixel (i, j) of the result is (i + y, j + x) of the picture, or black."""
+    """Return the image whose pixel (i, j) is (i + y, j + x) of `image`, or black."""
     result = torch.zeros_like(image)
     for i in range(28):
         for j in range(28):
@@ -78,7 +104,7 @@ def moved(image: Tensor, y: int, x: int) -> Tensor:
     return result
 
 
-def test_pixels_move_by_whole_distances() -> None:
+def test_translations_are_whole_uniform_and_independent() -> None:
     torch.manual_seed(0)
     image = torch.randint(1, 256, (28, 28), dtype=torch.uint8)
     expected = {(y, x): moved(image, y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)}
@@ -90,16 +116,9 @@ def test_pixels_move_by_whole_distances() -> None:
     assert min(found.values()) > 60  # 100 each, within four deviations
 
 
-def test_a_shift_is_a_picture_s_own(images: Tensor) -> None:
-    torch.manual_seed(0)
-    for image, result in zip(images[:20], random_translation(images[:20], 2), strict=True):
-        places = [(y, x) for y in range(-2, 3) for x in range(-2, 3)]
-        assert sum(torch.equal(result, moved(image, *place)) for place in places) == 1
-
-
 def test_erasing_is_a_black_square(images: Tensor) -> None:
     torch.manual_seed(0)
-    sizes = Counter()
+    sizes: Counter[int] = Counter()
     for image, result in zip(images, random_erasing(images, 8, 1.0), strict=True):
         black = result == 0
         rows, columns = black.any(1), black.any(0)
@@ -114,36 +133,67 @@ def test_erasing_is_a_black_square(images: Tensor) -> None:
     assert sizes[8] > 500  # 21 / 28 of 800 are within
 
 
-@pytest.mark.parametrize(("epochs", "share"), [(1, 0), (2, 0), (4, 0.5), (8, 0.75), (40, 0.95)])
-def test_erasing_grows_with_the_number_of_epochs(images: Tensor, epochs: int, share: float) -> None:
-    """Each picture stays whole for two epochs' worth, however many there are."""
-    options = OFF | {"erase": 8, "clean_epochs": 2, "epochs": epochs}
-    assert Augmentation(**options).erased_fraction == pytest.approx(share)
-    found = (epoch_of(images, **options) == 0).flatten(1).any(1).float().mean().item()
-    assert found == pytest.approx(share, abs=0.1)
-
-
-def test_the_ladder_is_trained_on_the_pictures_themselves(
-    tiny_data: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("epochs", "fraction"), [(1, 0), (2, 0), (4, 0.5), (8, 0.75), (40, 0.95)])
+def test_erasing_grows_with_the_number_of_epochs(
+    images: Tensor, epochs: int, fraction: float
 ) -> None:
-    """And one key turns each part on."""
-    seen: list[bool] = []
-    forward = Augmentation.forward
+    """Each image stays clean for two epochs' worth, however many there are."""
+    changed = epoch_of(images, epochs=epochs, erase=8, clean_epochs=2)
+    found = (changed == 0).flatten(1).any(1).float().mean().item()
+    assert found == pytest.approx(fraction, abs=0.1)
 
-    def watched(augmentation: Augmentation, images: Tensor, epoch: int) -> Tensor:
-        result = forward(augmentation, images, epoch)
-        seen.append(torch.equal(result, images))
-        return result
 
-    monkeypatch.setattr(Augmentation, "forward", watched)
-    for model in ("linear", "cnn"):
-        folder = f"hydra.run.dir={tmp_path}/{model}"
-        arguments = (*tiny_overrides(tiny_data), f"model={model}", "trainer=smoke")
-        assert command("train", *arguments, folder).status == 0
-    assert seen == [True] * 4
-    seen.clear()
-    done = command(
-        "train", *arguments, "augmentation.translate=1", f"hydra.run.dir={tmp_path}/shift"
+def test_clean_epochs_need_a_number_of_epochs(images: Tensor) -> None:
+    with pytest.raises(UserError, match=r"augmentation\.clean_epochs = 2: .*trainer\.max_epochs"):
+        epoch_of(images, epochs=-1, erase=8, clean_epochs=2)
+    assert not torch.equal(epoch_of(images, epochs=-1, erase=8), images)
+
+
+# torchvision's transforms.
+
+
+def test_a_torchvision_transform_draws_anew_for_each_image(images: Tensor) -> None:
+    changed, labels = per_image(v2.RandomHorizontalFlip())(images, LABELS)
+    kept = (changed == images).all(2).all(1)
+    assert 160 < kept.sum() < 240  # half of 400; drawn once per batch it would be none or all
+    assert torch.equal(changed[~kept], images[~kept].flip(2))
+    assert labels is LABELS
+
+
+def test_a_composed_torchvision_transform_keeps_shape_and_range(images: Tensor) -> None:
+    transform = v2.Compose([v2.RandomRotation(10), v2.RandomCrop(28, padding=2)])
+    changed, _ = per_image(transform)(images[:9], LABELS[:9])
+    assert (changed.shape, changed.dtype) == ((9, 28, 28), torch.uint8)
+
+
+@pytest.mark.parametrize("mix", [v2.CutMix, v2.MixUp])
+def test_mixing_gives_soft_labels(images: Tensor, mix: Any) -> None:
+    mixed, targets = per_image(mix(num_classes=10))(images, LABELS)
+    assert (mixed.shape, targets.shape) == ((400, 28, 28), (400, 10))
+    torch.testing.assert_close(targets.sum(1), torch.ones(400))
+    assert ((targets > 0).sum(1) <= 2).all()
+    assert not torch.equal(mixed, images.float())
+    assert 0 <= mixed.min() <= mixed.max() <= 255
+
+
+def test_a_chain_applies_its_steps_in_order_and_passes_the_epoch_on(images: Tensor) -> None:
+    mix = v2.MixUp(num_classes=10)
+    chain = Chain(steps=[v2.Lambda(lambda image: image // 2), Augmentation(hflip=True), mix])
+    chain.set_epoch(1, 8)
+    torch.manual_seed(0)
+    mixed, targets = chain(images, LABELS)
+    torch.manual_seed(0)
+    expected = per_image(mix)(alternating_hflip(images // 2, 1), LABELS)
+    assert torch.equal(mixed, expected[0])
+    assert torch.equal(targets, expected[1])
+
+
+def test_a_chain_of_the_configuration(images: Tensor) -> None:
+    flip = "{_target_:torchvision.transforms.v2.RandomHorizontalFlip,p:1.0}"
+    chain = build(
+        "augmentation",
+        composed(
+            "augmentation._target_=fashion.data.augmentation.Chain", f"+augmentation.steps=[{flip}]"
+        ).augmentation,
     )
-    assert done.status == 0, done.err
-    assert seen == [False] * 2
+    assert torch.equal(chain(images, LABELS)[0], images.flip(2))

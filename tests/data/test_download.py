@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import http.server
-import os
 import resource
 import socket
 import threading
@@ -19,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from fashion.data import download as idx
+from fashion.data import download
 from fashion.errors import UserError
 
-NAMES = tuple(idx.PAYLOADS)
+NAMES = tuple(download.PAYLOADS)
 # Shaped like the official ones; the test part is a fifth of the size.
 CONTENTS = {
     name: bytes([number])
@@ -35,14 +34,14 @@ NO_APT = "echo 'Temporary failure resolving deb.debian.org' >&2; exit 100"
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No source but the data folder; the official files are the stand-ins."""
+    """Leave no source but the data folder, and let stand-ins be the official files."""
     payloads = {
-        name: idx.Payload(len(content), hashlib.sha256(content).hexdigest())
+        name: download.Payload(len(content), hashlib.sha256(content).hexdigest())
         for name, content in CONTENTS.items()
     }
-    monkeypatch.setattr(idx, "PAYLOADS", payloads)
-    monkeypatch.setattr(idx, "DEBIAN_FOLDER", tmp_path / "usr/share/datasets/fashion-mnist")
-    monkeypatch.setattr(idx, "MIRRORS", ())
+    monkeypatch.setattr(download, "PAYLOADS", payloads)
+    monkeypatch.setattr(download, "DEBIAN_FOLDER", tmp_path / "usr/share/datasets/fashion-mnist")
+    monkeypatch.setattr(download, "MIRRORS", ())
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", f"{tmp_path}/bin")
     program(tmp_path, "apt-get", NO_APT)
@@ -70,18 +69,18 @@ def put(folder: Path, contents: dict[str, bytes], *, compress: bool = False) -> 
 
 
 def files(root: Path) -> set[str]:
-    return {path.name for path in idx.raw_folder(root).iterdir()}
+    return {path.name for path in download.raw_folder(root).iterdir()}
 
 
 def assert_complete(root: Path) -> None:
-    assert files(root) - {f"{name}.gz" for name in NAMES} == {*NAMES, idx.VERIFIED}
+    assert files(root) - {f"{name}.gz" for name in NAMES} == set(NAMES)
     for name, content in CONTENTS.items():
-        assert (idx.raw_folder(root) / name).read_bytes() == content
+        assert (download.raw_folder(root) / name).read_bytes() == content
 
 
 @pytest.fixture
 def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[str]]]:
-    """A mirror on this machine; what it was asked for."""
+    """Return a function that starts a mirror here and returns the list of files it is asked for."""
     servers = []
 
     def start(contents: dict[str, bytes], *, cut: int = 0) -> list[str]:
@@ -105,7 +104,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         servers.append(server)
         monkeypatch.setattr(
-            idx, "MIRRORS", (*idx.MIRRORS, f"http://127.0.0.1:{server.server_port}/")
+            download, "MIRRORS", (*download.MIRRORS, f"http://127.0.0.1:{server.server_port}/")
         )
         return asked
 
@@ -120,29 +119,29 @@ def compressed(contents: dict[str, bytes] = CONTENTS) -> dict[str, bytes]:
 
 
 def test_the_data_folder_itself(root: Path) -> None:
-    put(idx.raw_folder(root), CONTENTS)
-    idx.ensure(root)
+    put(download.raw_folder(root), CONTENTS)
+    download.ensure(root)
     assert_complete(root)
 
 
 def test_compressed_in_the_data_folder(root: Path) -> None:
-    put(idx.raw_folder(root), CONTENTS, compress=True)
-    idx.ensure(root)
+    put(download.raw_folder(root), CONTENTS, compress=True)
+    download.ensure(root)
     assert_complete(root)
 
 
-def test_what_debian_has_installed(root: Path) -> None:
-    put(idx.DEBIAN_FOLDER, CONTENTS, compress=True)
-    idx.ensure(root)
+def test_files_that_debian_has_installed(root: Path) -> None:
+    put(download.DEBIAN_FOLDER, CONTENTS, compress=True)
+    download.ensure(root)
     assert_complete(root)
 
 
 def test_a_mirror(root: Path, serve: Callable[..., list[str]]) -> None:
     asked = serve(compressed())
-    idx.ensure(root)
+    download.ensure(root)
     assert_complete(root)
     assert asked == [f"{name}.gz" for name in NAMES]
-    idx.ensure(root)
+    download.ensure(root)
     assert len(asked) == len(NAMES)  # nothing is fetched twice
 
 
@@ -160,11 +159,11 @@ def test_debian_s_package_without_root(root: Path, tmp_path: Path, lists: bool) 
         "  *) exit 100 ;;\n"
         "esac",
     )
-    inside = idx.DEBIAN_FOLDER.relative_to("/")
+    inside = download.DEBIAN_FOLDER.relative_to("/")
     program(
         tmp_path, "dpkg-deb", f'mkdir -p "$3/{inside}" && cp {tmp_path}/package/* "$3/{inside}"'
     )
-    idx.ensure(root)
+    download.ensure(root)
     assert_complete(root)
     assert (tmp_path / "updated").exists() != lists
 
@@ -173,33 +172,33 @@ def test_each_file_comes_from_the_first_source_that_has_it_whole(
     root: Path, serve: Callable[..., list[str]]
 ) -> None:
     first, second, third, fourth = NAMES
-    put(idx.raw_folder(root), {first: CONTENTS[first]})
-    put(idx.raw_folder(root), {second: CONTENTS[second]}, compress=True)
-    put(idx.DEBIAN_FOLDER, {third: b"another"}, compress=True)
+    put(download.raw_folder(root), {first: CONTENTS[first]})
+    put(download.raw_folder(root), {second: CONTENTS[second]}, compress=True)
+    put(download.DEBIAN_FOLDER, {third: b"another"}, compress=True)
     broken = serve({**compressed(), f"{third}.gz": b"<html>no such page</html>"})
     good = serve(compressed())
-    idx.ensure(root)
+    download.ensure(root)
     assert_complete(root)
     assert (broken, good) == ([f"{third}.gz"], [f"{third}.gz", f"{fourth}.gz"])
 
 
-def test_a_file_that_is_there_is_kept_when_the_others_cannot_be_had(root: Path) -> None:
-    put(idx.raw_folder(root), {NAMES[0]: CONTENTS[NAMES[0]]})
+def test_a_file_is_kept_when_the_others_cannot_be_downloaded(root: Path) -> None:
+    put(download.raw_folder(root), {NAMES[0]: CONTENTS[NAMES[0]]})
     with pytest.raises(UserError):
-        idx.ensure(root)
-    assert files(root) == {NAMES[0], idx.VERIFIED}
+        download.ensure(root)
+    assert files(root) == {NAMES[0]}
 
 
 def test_no_source_at_all(
     root: Path, serve: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve({})
-    monkeypatch.setattr(idx, "MIRRORS", (*idx.MIRRORS, "http://127.0.0.1:1/"))
+    monkeypatch.setattr(download, "MIRRORS", (*download.MIRRORS, "http://127.0.0.1:1/"))
     with pytest.raises(UserError) as caught:
-        idx.ensure(root)
+        download.ensure(root)
     message = str(caught.value)
     for part in (
-        str(idx.raw_folder(root)),
+        str(download.raw_folder(root)),
         "No such file",
         "Not Found",
         "refused",
@@ -216,17 +215,17 @@ def test_no_source_at_all(
 def test_a_machine_without_apt(root: Path, tmp_path: Path) -> None:
     (tmp_path / "bin/apt-get").unlink()
     with pytest.raises(UserError, match="apt-get download dataset-fashion-mnist: No such file"):
-        idx.ensure(root)
+        download.ensure(root)
 
 
-def test_a_mirror_that_says_nothing_is_given_up(
+def test_a_mirror_that_does_not_respond_times_out(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr(idx, "MIRRORS", (f"http://127.0.0.1:{silent.getsockname()[1]}/",))
-        monkeypatch.setattr(idx, "TIMEOUT", 0.1)
+        monkeypatch.setattr(download, "MIRRORS", (f"http://127.0.0.1:{silent.getsockname()[1]}/",))
+        monkeypatch.setattr(download, "TIMEOUT", 0.1)
         with pytest.raises(UserError, match=r"127\.0\.0\.1:\d+/: timed out"):
-            idx.ensure(root)
+            download.ensure(root)
 
 
 FIRST = NAMES[0]
@@ -243,9 +242,9 @@ WRONG = {
 
 @pytest.mark.parametrize(("content", "reason"), WRONG.values(), ids=WRONG)
 def test_a_wrong_file_is_refused_by_name(root: Path, content: bytes, reason: str) -> None:
-    folder = put(idx.raw_folder(root), CONTENTS | {FIRST: content})
+    folder = put(download.raw_folder(root), CONTENTS | {FIRST: content})
     with pytest.raises(UserError) as caught:
-        idx.ensure(root)
+        download.ensure(root)
     assert str(folder / FIRST) in str(caught.value)
     assert reason in str(caught.value)
     assert (folder / FIRST).read_bytes() == content  # somebody's file is not ours to delete
@@ -253,10 +252,10 @@ def test_a_wrong_file_is_refused_by_name(root: Path, content: bytes, reason: str
 
 @pytest.mark.parametrize(("content", "reason"), WRONG.values(), ids=WRONG)
 def test_a_wrong_file_is_not_installed(root: Path, content: bytes, reason: str) -> None:
-    put(idx.DEBIAN_FOLDER, CONTENTS | {FIRST: content}, compress=True)
+    put(download.DEBIAN_FOLDER, CONTENTS | {FIRST: content}, compress=True)
     # Of longer content no more is read than is needed to know.
     with pytest.raises(UserError, match=f"{FIRST}.gz: .*{reason}"):
-        idx.ensure(root)
+        download.ensure(root)
     assert files(root) == set()
 
 
@@ -271,75 +270,48 @@ BAD_GZ = {
 
 @pytest.mark.parametrize(("content", "reason"), BAD_GZ.values(), ids=BAD_GZ)
 def test_a_bad_gz_is_refused(root: Path, content: bytes, reason: str) -> None:
-    put(idx.DEBIAN_FOLDER, CONTENTS, compress=True)
-    (idx.DEBIAN_FOLDER / f"{FIRST}.gz").write_bytes(content)
+    put(download.DEBIAN_FOLDER, CONTENTS, compress=True)
+    (download.DEBIAN_FOLDER / f"{FIRST}.gz").write_bytes(content)
     with pytest.raises(UserError, match=rf"Debian's package dataset-fashion-mnist: .*{reason}"):
-        idx.ensure(root)
+        download.ensure(root)
     assert files(root) == set()
 
 
 def test_a_download_that_breaks_off(root: Path, serve: Callable[..., list[str]]) -> None:
     serve(compressed(), cut=10)
     with pytest.raises(UserError, match=r"127\.0\.0\.1:\d+/: ."):
-        idx.ensure(root)
+        download.ensure(root)
     assert files(root) == set()
 
 
 def test_a_gz_that_expands_without_end(root: Path) -> None:
-    put(idx.DEBIAN_FOLDER, CONTENTS | {FIRST: bytes(200_000_000)}, compress=True)
+    put(download.DEBIAN_FOLDER, CONTENTS | {FIRST: bytes(200_000_000)}, compress=True)
     tracemalloc.start()
     with pytest.raises(UserError, match=f"{FIRST}.gz: .* instead of"):
-        idx.ensure(root)
+        download.ensure(root)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 20_000_000
     assert files(root) == set()
 
 
-def test_a_verified_file_is_not_hashed_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = put(idx.raw_folder(root), CONTENTS)
-    idx.ensure(root)
-    hashed = []
-    digest = hashlib.file_digest
-    monkeypatch.setattr(
-        hashlib, "file_digest", lambda file, kind: hashed.append(file.name) or digest(file, kind)
-    )
-    idx.ensure(root)
-    assert hashed == []
-    path = folder / FIRST
-    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
-    idx.ensure(root)
-    assert hashed == [str(path)]
-    path.write_bytes(b"\xff" + CONTENTS[FIRST][1:])
-    with pytest.raises(UserError, match="SHA-256"):
-        idx.ensure(root)
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"train-images-idx3-ubyte": 7}'])
-def test_a_broken_memory_is_forgotten(root: Path, content: str) -> None:
-    folder = put(idx.raw_folder(root), CONTENTS)
-    (folder / idx.VERIFIED).write_text(content)
-    idx.ensure(root)
-    assert_complete(root)
-
-
 def test_what_cannot_be_written_or_read(tmp_path: Path, root: Path) -> None:
-    put(idx.DEBIAN_FOLDER, CONTENTS, compress=True)
+    put(download.DEBIAN_FOLDER, CONTENTS, compress=True)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot be written there .*data\.root=FOLDER"):
-        idx.ensure(tmp_path / "file")
-    (idx.raw_folder(root) / FIRST).mkdir(parents=True)
+        download.ensure(tmp_path / "file")
+    (download.raw_folder(root) / FIRST).mkdir(parents=True)
     with pytest.raises(UserError, match=f"{FIRST} is not .*not a file"):
-        idx.ensure(root)
+        download.ensure(root)
 
 
 def test_a_full_disk(root: Path, largest_file: Callable[[int], None]) -> None:
-    """One message that says so, not one a source, and nothing half-written."""
-    folder = put(idx.raw_folder(root), CONTENTS, compress=True)
+    """One message that says so, not one per source, and nothing half-written."""
+    folder = put(download.raw_folder(root), CONTENTS, compress=True)
     before = files(root)
     largest_file(4)
     with pytest.raises(UserError, match=r"data cannot be written there \(File too large\)"):
-        idx.ensure(root)
+        download.ensure(root)
     largest_file(resource.RLIM_INFINITY)
     assert files(root) == before
     assert {path.name for path in folder.iterdir()} == before
@@ -347,16 +319,16 @@ def test_a_full_disk(root: Path, largest_file: Callable[[int], None]) -> None:
 
 def test_the_mirrors_are_torchvision_s(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert list(idx.MIRRORS) == torchvision.datasets.FashionMNIST.mirrors
+    assert list(download.MIRRORS) == torchvision.datasets.FashionMNIST.mirrors
 
 
 def test_the_command(root: Path, command: Command) -> None:
-    put(idx.DEBIAN_FOLDER, CONTENTS, compress=True)
-    done = command("idx", root)
+    put(download.DEBIAN_FOLDER, CONTENTS, compress=True)
+    done = command("data.download", root)
     assert (done.status, done.err) == (0, "")
-    assert str(idx.raw_folder(root)) in done.out
-    (idx.raw_folder(root) / FIRST).write_bytes(b"")
-    done = command("idx", root)
+    assert str(download.raw_folder(root)) in done.out
+    (download.raw_folder(root) / FIRST).write_bytes(b"")
+    done = command("data.download", root)
     assert (done.status, done.out) == (1, "")
     assert FIRST in done.err
 
@@ -371,11 +343,11 @@ def test_round_trip_of_an_idx_file(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "idx"
     write_idx(path, array)
-    assert idx.read_header(path, array.ndim) == array.shape
+    assert download.read_header(path, array.ndim) == array.shape
     path.write_bytes(path.read_bytes() + more)
     if more:
         with pytest.raises(UserError, match="its header declares"):
-            idx.read_header(path, array.ndim)
+            download.read_header(path, array.ndim)
 
 
 def header(*sizes: int, kind: int = 8) -> bytes:
@@ -396,25 +368,47 @@ def header(*sizes: int, kind: int = 8) -> bytes:
         (header(2**32 - 1, 2**32 - 1, 2**32 - 1), "It is cut, or not what it says"),
     ],
 )
-def test_a_lying_header(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_a_header_that_declares_something_else(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(content)
     tracemalloc.start()
     with pytest.raises(UserError, match=f"{path} .*{reason}"):
-        idx.read_header(path, 3)
+        download.read_header(path, 3)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1_000_000
 
 
-def test_not_even_a_file(tmp_path: Path) -> None:
+def test_not_a_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a file"):
-        idx.read_header(tmp_path, 3)
+        download.read_header(tmp_path, 3)
     with pytest.raises(UserError, match="missing"):
-        idx.read_header(tmp_path / "none", 3)
+        download.read_header(tmp_path / "none", 3)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file/none is missing"):
-        idx.read_header(tmp_path / "file/none", 3)
+        download.read_header(tmp_path / "file/none", 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "folder"),
+    [
+        ("~/x", "HOME/x"),
+        ("data", "HERE/data"),
+        ("data/FashionMNIST", "HERE/data"),
+        ("data/FashionMNIST/raw", "HERE/data"),
+        ("data/FashionMNIST/raw/", "HERE/data"),
+        ("new/FashionMNIST", "HERE/new/FashionMNIST"),  # which holds no data: taken literally
+    ],
+)
+def test_a_data_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, folder: str
+) -> None:
+    """A second copy of the data must not come from a path one or two levels too deep."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    put(download.raw_folder(tmp_path / "data"), CONTENTS)
+    expected = folder.replace("HOME", str(tmp_path / "home")).replace("HERE", str(tmp_path))
+    assert str(download.data_folder(given)) == expected
 
 
 @pytest.mark.parametrize(
@@ -423,12 +417,12 @@ def test_not_even_a_file(tmp_path: Path) -> None:
 def test_other_data_must_fit_together(
     root: Path, images: tuple[int, int, int], labels: int
 ) -> None:
-    folder = put(idx.raw_folder(root), {})
+    folder = put(download.raw_folder(root), {})
     for part in ("train", "t10k"):
         write_idx(folder / f"{part}-images-idx3-ubyte", np.zeros((2, 28, 28)))
         write_idx(folder / f"{part}-labels-idx1-ubyte", np.zeros(2))
-    idx.ensure_consistent(root)
+    download.ensure_consistent(root)
     write_idx(folder / "t10k-images-idx3-ubyte", np.zeros(images))
     write_idx(folder / "t10k-labels-idx1-ubyte", np.zeros(labels))
     with pytest.raises(UserError, match=f"t10k-images.* for {labels} labels; {labels} x 28 x 28"):
-        idx.ensure_consistent(root)
+        download.ensure_consistent(root)

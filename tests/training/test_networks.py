@@ -3,15 +3,15 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from conftest import composed
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fashion.data import download as idx
+from fashion.config import CONF
+from fashion.config import build as build_section
+from fashion.data import download
 from fashion.data.datamodule import normalize
 from fashion.errors import UserError
-from fashion.train import CONF
 from fashion.training.networks import ConvNet, ResNet
 
 BEST: dict[str, Any] = {
@@ -49,16 +49,12 @@ def build(**changes: Any) -> ConvNet:
     ],
 )
 def test_parameters(model: str, parameters: int) -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", [f"model={model}"])
-    network = instantiate(config.model.network, _convert_="all")
+    network = build_section("model.network", composed(f"model={model}").model.network)
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters
 
 
 def test_best_is_the_deck_s_to_the_letter() -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", ["model=best"])
-    layers = list(instantiate(config.model.network, _convert_="all"))
+    layers = list(build_section("model.network", composed("model=best").model.network))
     names = [type(layer).__name__.strip("_") for layer in layers]
     assert names == ["Conv2d", "LeakyReLU", "Flatten", "Linear", "ReLU", "Dropout", "Linear"]
     convolution, leaky, _, dense, _, dropout, logits = layers
@@ -72,7 +68,7 @@ def test_best_is_the_deck_s_to_the_letter() -> None:
 
 
 def by_the_book(network: ConvNet, activation: str, pool: int) -> nn.Sequential:
-    """The same weights, the activation before the pooling, as everybody writes it."""
+    """Return the same layers with the activation before the pooling, as is usual."""
     layers: list[nn.Module] = []
     for layer in network:
         if isinstance(layer, nn.MaxPool2d):
@@ -103,7 +99,7 @@ def test_both_orders_of_pooling_agree(activation: str, batch_norm: bool) -> None
     assert pooled_first == (activation not in ("gelu", "silu"))
 
 
-def test_the_dense_part_has_what_is_asked_for() -> None:
+def test_the_dense_layers() -> None:
     network = build(conv=[], dense=[20, 30], dense_activation="silu", batch_norm=True, dropout=0.0)
     names = [type(layer).__name__.strip("_") for layer in network]
     block = ["Linear", "BatchNorm1d", "SiLU"]
@@ -143,13 +139,12 @@ def test_the_last_size_that_fits(changes: dict[str, Any]) -> None:
 
 
 def resnet(**changes: Any) -> ResNet:
-    return ResNet(**{"widths": [8, 10], "depth": 2} | changes)
+    options: dict[str, Any] = {"widths": [8, 10], "depth": 2}
+    return ResNet(**options | changes)
 
 
 def test_the_record_s_network_is_below_a_million_parameters() -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", ["model=resnet"])
-    network = instantiate(config.model.network, _convert_="all")
+    network = build_section("model.network", composed("model=resnet").model.network)
     assert 100_000 < sum(parameter.numel() for parameter in network.parameters()) < 1_000_000
 
 
@@ -164,24 +159,24 @@ def test_each_stage_halves(widths: list[int], side: int) -> None:
 
 
 def test_too_many_stages() -> None:
-    with pytest.raises(UserError, match=r"widths = .*: a picture cannot be halved 5 times"):
+    with pytest.raises(UserError, match=r"widths = .*: an image cannot be halved 5 times"):
         resnet(widths=[4] * 5)
 
 
 @pytest.mark.real_data
 def test_whitening_whitens() -> None:
-    if not (idx.raw_folder(CONF.parent / "data") / "train-images-idx3-ubyte").is_file():
-        pytest.skip("the real data is not there: scripts/get_data brings it")
+    if not (download.raw_folder(CONF.parent / "data") / "train-images-idx3-ubyte").is_file():
+        pytest.skip("the real data is not there: scripts/get_data downloads it")
     images: Tensor = torchvision.datasets.FashionMNIST(CONF.parent / "data").data[::20]
-    whitening = resnet()[0]
-    components = functional.conv2d(normalize(images), whitening.kernel)
+    kernel: Any = resnet()[0].kernel
+    components = functional.conv2d(normalize(images), kernel)
     covariance = components.transpose(0, 1).flatten(1).cov()
     torch.testing.assert_close(covariance[:4, :4], torch.eye(4), atol=0.15, rtol=0)
     assert torch.equal(components[:, 4:], -components[:, :4])
 
 
-def test_at_first_a_convolution_passes_its_channels_on() -> None:
-    stage = resnet()[1]
+def test_an_untrained_convolution_passes_its_channels_on() -> None:
+    stage: Any = resnet()[1]
     images = torch.randn(2, 8, 27, 27)
     torch.testing.assert_close(stage.halve[0](images)[:, :8], images)
 

@@ -1,17 +1,18 @@
 import copy
 from fractions import Fraction
 from math import cos, pi
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Command, tiny_overrides
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from lightning.pytorch.utilities.types import LRSchedulerConfigType
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
+from fashion.config import Schedule
+from fashion.errors import UserError
 from fashion.training import optimizers
-from fashion.training.optimizers import OptimizerFactory, orthogonalize, schedule_factor
+from fashion.training.optimizers import configure, orthogonalize, schedule_factor
 
 QUARTER = (1 + cos(pi / 4)) / 2
 THIRD = Fraction(1, 3)
@@ -32,7 +33,7 @@ THIRD = Fraction(1, 3)
     ],
 )
 def test_schedule_by_hand(
-    schedule: optimizers.Schedule, warmup: float, steps: int, expected: list[float]
+    schedule: Schedule, warmup: float, steps: int, expected: list[float]
 ) -> None:
     found = [schedule_factor(schedule, warmup, step, steps) for step in range(steps)]
     assert found == pytest.approx([float(factor) for factor in expected])
@@ -41,29 +42,15 @@ def test_schedule_by_hand(
     assert after == pytest.approx(1 if schedule == "constant" or warmup == 0.9 else 0)
 
 
-RECIPES: dict[str, OptimizerFactory] = {
-    "adam": lambda network, steps: optimizers.adam(
-        network, steps, lr=0.1, weight_decay=0.0, schedule="linear", warmup=0.0
-    ),
-    "adamw": lambda network, steps: optimizers.adamw(
-        network, steps, lr=0.1, weight_decay=0.5, schedule="linear", warmup=0.0
-    ),
-    "sgd": lambda network, steps: optimizers.sgd(
-        network, steps, lr=0.1, momentum=0.9, weight_decay=0.0, schedule="linear", warmup=0.0
-    ),
-    "muon": lambda network, steps: optimizers.muon(
-        network,
-        steps,
-        lr=0.2,
-        momentum=0.6,
-        other_lr=0.1,
-        weight_decay=0.5,
-        schedule="linear",
-        warmup=0.0,
-    ),
+OURS = "fashion.training.optimizers"
+SECTIONS: dict[str, dict[str, Any]] = {
+    "adam": {"lr": 0.1},
+    "adamw": {"lr": 0.1, "weight_decay": 0.5},
+    "sgd": {"lr": 0.1, "momentum": 0.9},
+    "muon": {"lr": 0.2, "momentum": 0.6, "other_lr": 0.1, "weight_decay": 0.5},
 }
 # One weight of 1 whose gradient is 1: Adam's first step is lr, AdamW's decays by lr * 0.5 before,
-# Nesterov's is lr * (1 + momentum). The second step's rate is half. Muon leaves it to AdamW.
+# Nesterov's is lr * (1 + momentum). In the second step lr is half. Muon leaves it to AdamW.
 EXPECTED = {
     "adam": [0.9, 0.85],
     "adamw": [0.85, 0.85 * 0.975 - 0.05],
@@ -72,38 +59,126 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("name", RECIPES)
+def configured(
+    optimizer: dict[str, Any],
+    scheduler: dict[str, Any] | None = None,
+    *,
+    network: nn.Module | None = None,
+    steps: int = 2,
+    steps_per_epoch: int = 1,
+) -> tuple[torch.optim.Optimizer, LRSchedulerConfigType]:
+    made: Any = configure(
+        network or nn.Linear(1, 1),
+        optimizer,
+        scheduler,
+        steps=steps,
+        steps_per_epoch=steps_per_epoch,
+    )
+    return made["optimizer"], made["lr_scheduler"]
+
+
+@pytest.mark.parametrize("name", SECTIONS)
 def test_steps_by_hand(name: str) -> None:
-    network = nn.Linear(1, 1, bias=False)
-    nn.init.ones_(network.weight)
-    network.norm = nn.BatchNorm2d(1, affine=False)  # without which there is no Muon
-    made = RECIPES[name](network, 2)
-    optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]  # type: ignore[index]
-    assert made["lr_scheduler"]["interval"] == "step"  # type: ignore[index]
+    linear = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(linear.weight)
+    # Without a batch normalization there is no Muon.
+    network = nn.ModuleList([linear, nn.BatchNorm2d(1, affine=False)])
+    section = {"_target_": f"{OURS}.{name}", "schedule": "linear"} | SECTIONS[name]
+    optimizer, scheduler = configured(section, network=network)
+    assert isinstance(scheduler["scheduler"], LambdaLR)
+    assert scheduler["interval"] == "step"
     weights = []
     for _ in range(2):
         optimizer.zero_grad()
-        network(torch.ones(1, 1)).sum().backward()
+        linear(torch.ones(1, 1)).sum().backward()
         optimizer.step()
-        scheduler.step()
-        weights.append(network.weight.item())
+        scheduler["scheduler"].step()
+        weights.append(linear.weight.item())
     assert weights == pytest.approx(EXPECTED[name], rel=1e-5)
 
 
-def test_sgd_without_momentum() -> None:
+RADAM = {"_target_": "torch.optim.RAdam", "lr": 0.1}
+TORCH = "torch.optim.lr_scheduler"
+
+
+def test_a_torch_optimizer_gets_the_parameters_and_a_function_the_network() -> None:
     network = nn.Linear(1, 1)
-    made = optimizers.sgd(
-        network, 1, lr=0.1, momentum=0.0, weight_decay=0.0, schedule="constant", warmup=0.0
-    )
-    assert made["optimizer"].defaults["nesterov"] is False
+    optimizer, _ = configured(RADAM | {"betas": [0.8, 0.9]}, network=network)
+    assert type(optimizer) is torch.optim.RAdam
+    assert optimizer.param_groups[0]["params"] == list(network.parameters())
+    assert optimizer.defaults["betas"] == [0.8, 0.9]
+
+
+def learning_rates(scheduler: dict[str, Any], steps: int) -> list[float]:
+    """Return the learning rate of each step, as Lightning's loop steps the scheduler."""
+    optimizer, made = configured(RADAM, scheduler, steps=steps, steps_per_epoch=3)
+    rates = []
+    for step in range(1, steps + 1):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if step % made["frequency"] == 0:
+            made["scheduler"].step()  # type: ignore[call-arg]
+    return rates
+
+
+def test_a_scheduler_steps_per_epoch_or_per_step() -> None:
+    section = {"_target_": f"{TORCH}.StepLR", "step_size": 1, "gamma": 0.5}
+    assert learning_rates(section, 7) == pytest.approx([0.1] * 3 + [0.05] * 3 + [0.025])
+    per_step = section | {"interval": "step"}
+    assert learning_rates(per_step, 4) == pytest.approx([0.1, 0.05, 0.025, 0.0125])
+
+
+def test_one_cycle_is_offered_the_number_of_steps() -> None:
+    section = {"_target_": f"{TORCH}.OneCycleLR", "max_lr": 0.3, "interval": "step"}
+    _, made = configured(RADAM, section, steps=12)
+    assert isinstance(made["scheduler"], OneCycleLR)
+    assert made["scheduler"].total_steps == 12
+    assert max(learning_rates(section, 12)) == pytest.approx(0.3, rel=0.1)
+    _, made = configured(RADAM, section | {"total_steps": 99}, steps=12)
+    assert made["scheduler"].total_steps == 99  # type: ignore[union-attr]
+
+
+def test_a_plateau_is_of_the_monitored_metric_once_per_epoch() -> None:
+    section = {"_target_": f"{TORCH}.ReduceLROnPlateau", "monitor": "val/acc", "mode": "max"}
+    _, made = configured(RADAM, section, steps_per_epoch=5)
+    assert isinstance(made["scheduler"], ReduceLROnPlateau)
+    assert (made["reduce_on_plateau"], made["monitor"], made["frequency"]) == (True, "val/acc", 5)
+    _, made = configured(RADAM, {"_target_": f"{TORCH}.StepLR", "step_size": 1})
+    assert isinstance(made["scheduler"], StepLR)
+    assert not made["reduce_on_plateau"]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "scheduler", "message"),
+    [
+        (RADAM | {"lrr": 1}, None, r"optimizer\.lrr: .*RAdam has no such parameter"),
+        (RADAM | {"lr": -1}, None, r"optimizer: .*RAdam raised ValueError: Invalid learning rate"),
+        ({"_target_": f"{OURS}.adam"}, None, r"optimizer\.lr: missing"),
+        ({"_target_": "torch.nn.Identity"}, None, r"it returned Identity, which is no torch\.opt"),
+        (RADAM, {"_target_": f"{TORCH}.StepLR"}, r"scheduler\.step_size: missing"),
+        (
+            RADAM | {"schedule": "cosine"},
+            {"_target_": f"{TORCH}.StepLR", "step_size": 1},
+            r"optimizer\.schedule = cosine, warmup = 0\.0: a scheduler of your own replaces them",
+        ),
+    ],
+)
+def test_sections_that_cannot_be_built(
+    optimizer: dict[str, Any], scheduler: dict[str, Any] | None, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        configured(optimizer, scheduler)
+
+
+def test_sgd_without_momentum() -> None:
+    assert optimizers.sgd(nn.Linear(1, 1), lr=0.1, momentum=0.0).defaults["nesterov"] is False
 
 
 @pytest.mark.parametrize("make", [optimizers.adamw, optimizers.sgd, optimizers.muon])
-def test_biases_and_normalisation_do_not_decay(make: Any) -> None:
+def test_biases_and_normalization_do_not_decay(make: Any) -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
     own = {optimizers.sgd: {"momentum": 0.0}, optimizers.muon: {"momentum": 0.6, "other_lr": 0.1}}
-    rest = {"lr": 0.1, "weight_decay": 0.5, "schedule": "constant", "warmup": 0.0}
-    optimizer = make(network, 1, **rest, **own.get(make, {}))["optimizer"]
+    optimizer = make(network, lr=0.1, weight_decay=0.5, **own.get(make, {}))
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     before = [parameter.detach().clone() for parameter in network.parameters()]
@@ -116,7 +191,7 @@ def test_biases_and_normalisation_do_not_decay(make: Any) -> None:
 
 
 @pytest.mark.parametrize("shape", [(5, 12), (12, 5), (7, 7)])
-def test_orthogonalised_against_the_singular_value_decomposition(shape: tuple[int, int]) -> None:
+def test_orthogonalized_against_the_singular_value_decomposition(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     u, _, vh = torch.linalg.svd(torch.randn(3, *shape), full_matrices=False)
     values = torch.logspace(0, -1.5, u.shape[-1]).expand(3, -1) * torch.tensor([[0.01], [1], [100]])
@@ -130,20 +205,11 @@ def test_orthogonalised_against_the_singular_value_decomposition(shape: tuple[in
 
 
 def muon(network: nn.Module) -> Any:
-    return optimizers.muon(
-        network,
-        10,
-        lr=0.2,
-        momentum=0.6,
-        other_lr=0.1,
-        weight_decay=0.5,
-        schedule="constant",
-        warmup=0.0,
-    )["optimizer"]
+    return optimizers.muon(network, lr=0.2, momentum=0.6, other_lr=0.1, weight_decay=0.5)
 
 
 def small_network() -> nn.Sequential:
-    """Two kernels that are matrices of one shape, and one of another, channels last."""
+    """Return two kernels that are matrices of one shape, and others, channels last."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, bias=False),
@@ -166,7 +232,7 @@ def gradients(network: nn.Module, seed: int) -> list[torch.Tensor]:
 
 
 def test_muon_by_hand() -> None:
-    """Two steps: each kernel brought to length, then turned by the orthogonalize momentum."""
+    """Two steps: each kernel is scaled, then moved by its orthogonalized momentum."""
     network = small_network()
     optimizer = muon(network)
     weights = [parameter.detach().clone() for parameter in network.parameters()]
@@ -188,7 +254,7 @@ def test_muon_by_hand() -> None:
         weights = [parameter.detach().clone() for parameter in network.parameters()]
 
 
-def test_muon_is_adamw_to_the_others() -> None:
+def test_muon_is_adamw_for_other_parameters() -> None:
     network, twin = small_network(), small_network()
     optimizer = muon(network)
     weights = [parameter for parameter in twin.parameters() if parameter.ndim == 2]
@@ -225,28 +291,9 @@ def test_muon_continues_from_what_it_saved() -> None:
 
 def test_muon_leaves_frozen_kernels_alone() -> None:
     network = small_network()
-    network[0].weight.requires_grad_(False)  # noqa: FBT003
-    before = network[0].weight.clone()
+    frozen = next(network.parameters()).requires_grad_(False)  # noqa: FBT003
+    before = frozen.clone()
     optimizer = muon(network)
     network(torch.randn(2, 3, 9, 9)).sum().backward()
     optimizer.step()
-    assert torch.equal(network[0].weight, before)
-
-
-def test_the_rate_follows_the_real_number_of_steps(
-    tiny_data: Path, tmp_path: Path, command: Command
-) -> None:
-    done = command(
-        "train",
-        *tiny_overrides(tiny_data),
-        "model=linear",
-        "optimizer.schedule=linear",
-        "trainer.max_epochs=2",
-        "data.batch_size=6",
-        f"hydra.run.dir={tmp_path}/run",
-    )
-    assert done.status == 0, done.err
-    events = EventAccumulator(str(tmp_path / "run")).Reload()
-    # 300 pictures in batches of 6: 50 steps an epoch, 100 in all; each 50th is logged.
-    rates = {event.step: event.value for event in events.Scalars("lr")}
-    assert rates == pytest.approx({step: 0.001 * (1 - (step - 1) / 100) for step in (1, 51)})
+    assert torch.equal(frozen, before)
