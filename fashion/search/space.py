@@ -142,7 +142,7 @@ class Space:
                 values[parameter.name] = self._own(parameter.name, config)
         outside = [
             f"search.{parameter.name}: the configuration's own value, "
-            f"{shown(values[parameter.name])}, with which it begins, is outside: {parameter}."
+            f"{shown(values[parameter.name])} (of the first trial), is outside: {parameter}."
             for parameter in self.parameters
             if parameter.name in values and values[parameter.name] not in parameter
         ]
