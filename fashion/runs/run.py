@@ -250,6 +250,10 @@ class Run:
         with atomic_write(self.folder / name) as file:
             write(file)
 
+    @cached_property
+    def _lock(self) -> FileLock:
+        return FileLock(self.folder / ".lock", timeout=0, mode=0o666)
+
     @property
     def is_locked(self) -> bool:
         """Whether a process that is alive writes the folder at this moment."""
@@ -265,7 +269,8 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Lock the folder, which is made if need be, for this process's writing alone.
 
-        The system releases the lock when the process ends, however it ends.
+        The system releases the lock when the process ends, however it ends. Locks of one object
+        may be nested.
 
         Raises:
             UserError: it cannot be written.
@@ -276,8 +281,7 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             if path.is_symlink() or (path.exists() and not path.is_file()):
                 raise UserError(f"{path} is not a plain file; remove it.")
-            lock = FileLock(path, timeout=0, mode=0o666)
-            lock.acquire()
+            self._lock.acquire()
         except Timeout as error:
             raise BusyError(
                 f"Another process is writing the run {self.folder}. Wait for it; a new run "
@@ -296,7 +300,7 @@ class Run:
         try:
             yield
         finally:
-            lock.release()
+            self._lock.release()
 
     @contextlib.contextmanager
     def start(
