@@ -218,7 +218,9 @@ def _distance(
 ) -> Float[np.ndarray, "height width"]:
     """Return how far each pixel is from a color, in the channel where it is furthest."""
     red, green, blue = np.moveaxis(np.abs(pixels - color), 2, 0)
-    return np.maximum(np.maximum(red, green), blue)  # several times as fast as max(axis=2)
+    # Several times as fast as max(axis=2).
+    furthest: np.ndarray = np.maximum(np.maximum(red, green), blue)
+    return furthest
 
 
 def _without_frame(
