@@ -92,6 +92,15 @@ def composed(*overrides: str) -> Any:
     return made
 
 
+def section(key: str, *overrides: str) -> dict[str, Any]:
+    """Return a section of the composed configuration as plain values, as `build` takes it."""
+    from omegaconf import OmegaConf
+
+    made = OmegaConf.select(composed(*overrides), key)
+    plain: Any = OmegaConf.to_container(made, resolve=True)
+    return plain  # type: ignore[no-any-return]
+
+
 class Outcome(NamedTuple):
     status: int
     out: str
