@@ -158,8 +158,8 @@ def _run(config: DictConfig, run: Run) -> float | None:
         check(config, download_data=not resumed)  # a received run could name any folder
         # Of several processes of one training, the first one writes the folder.
         first = _rank(config.trainer) == 0
-        start = run.start(config, HydraConfig.get(), extend=resumed)
-        with start if first else contextlib.nullcontext():
+        start = run.start(config, HydraConfig.get(), extend=resumed) if first else run.join(config)
+        with start:
             value = train(config, run, report=_wants_report(config))
         if config.trainer.get("fast_dev_run"):
             run.discard()

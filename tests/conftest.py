@@ -164,7 +164,9 @@ def fitted(folder: Path, data: Path, *overrides: str, callbacks: Any = ()) -> An
     from fashion.train import check
     from fashion.training.process import fit
 
-    small = ("model=mlp", "model.network.dense=[8]", "trainer.max_epochs=2", "logger=none")
+    small = ["trainer.max_epochs=2", "logger=none"]
+    if not any(override.startswith("model=") for override in overrides):
+        small += ["model=mlp", "model.network.dense=[8]"]
     config = composed(*tiny_overrides(data), *small, *overrides)
     check(config)
     run = Run(folder)
