@@ -281,7 +281,7 @@ class Classifier(pl.LightningModule):
         )
 
     def predict_proba(
-        self, images: Tensor | np.ndarray, *, value_range: tuple[float, float] | None = None
+        self, images: Tensor | np.ndarray, *, value_range: tuple[int, int] | None = None
     ) -> Float[Tensor, "n classes"]:
         """Return class probabilities of raw images, in their order: the softmax of the logits.
 
