@@ -392,13 +392,13 @@ def test_what_the_search_was_given_is_in_the_winner_s_command(
     (tmp_path / "conf/model").mkdir(parents=True)
     (tmp_path / "conf/model/own.yaml").write_text("defaults: [mlp]\n")
     file = tmp_path / "mine/experiment/found.yaml"
-    given = ("model=own", "~callbacks.early_stopping", f"save_as={file}", "trials=1")
+    given = ("model=own", "~optimizer.weight_decay", f"save_as={file}", "trials=1")
     done = search("a", *given, "confirm.seeds=1", "experiment=fast", "optimizer=adam")
     assert done.status == 0, done.err
     searchpath = f"'hydra.searchpath=[file://{tmp_path}/conf]'"
     assert (
         f"python -m fashion.train --config-dir {tmp_path}/mine experiment=found {searchpath} "
-        "'~callbacks.early_stopping'"
+        "'~optimizer.weight_decay'"
     ) in done.out
     text = file.read_text()
     assert "defaults:\n- fast\n- override /model: own\n- override /optimizer: adam\n" in text
@@ -431,7 +431,7 @@ def test_what_the_search_was_given_is_in_the_winner_s_command(
         ("search=none", "search/none"),
         ("optimizer.rate=1", "optimizer.rate: there is no such key"),
         ("save_as=conf/found.yaml", "it must be a file experiment/NAME.yaml"),
-        ("experiment=fast name=fast optimizer.lr=0.001", "the winner would refer to itself"),
+        ("experiment=fast name=fast optimizer.lr=0.001 data.batch_size=32", "the winner would refer to itself"),
     ],
 )
 def test_a_wrong_search_is_refused_before_anything_is_made(
