@@ -393,7 +393,8 @@ def test_what_the_search_was_given_is_in_the_winner_s_command(
     (tmp_path / "conf/model/own.yaml").write_text("defaults: [mlp]\n")
     file = tmp_path / "mine/experiment/found.yaml"
     given = ("model=own", "~optimizer.weight_decay", f"save_as={file}", "trials=1")
-    done = search("a", *given, "confirm.seeds=1", "experiment=fast", "optimizer=adam")
+    small = ("confirm.seeds=1", "experiment=fast", "optimizer=adam", "data.batch_size=32")
+    done = search("a", *given, *small)
     assert done.status == 0, done.err
     searchpath = f"'hydra.searchpath=[file://{tmp_path}/conf]'"
     assert (
@@ -402,7 +403,7 @@ def test_what_the_search_was_given_is_in_the_winner_s_command(
     ) in done.out
     text = file.read_text()
     assert "defaults:\n- fast\n- override /model: own\n- override /optimizer: adam\n" in text
-    done = search("a", *given, "confirm.seeds=1", "experiment=fast", "optimizer=adam")
+    done = search("a", *given, *small)
     assert done.status == 0, done.err  # this search's own file
     file.write_text("# mine\n")
     assert_refused(search("b", f"save_as={file}"), f"{file} exists, and this search has not")
