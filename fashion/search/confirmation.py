@@ -267,29 +267,27 @@ def _write_experiment(search: Search, found: Confirmation) -> str:
     """Write the search's own overrides and the winner's values; return how to train that."""
     path = experiment_file(search)
     config = found.winner.config
-    defaults: list[Any] = []
-    keys, beside = [], []
+    choices = HydraConfig.get().runtime.choices
+    groups, keys, beside = {}, [], []
     for override in OverridesParser.create().parse_overrides(
         list(HydraConfig.get().overrides.task)
     ):
         key = override.key_or_group
         if override.is_delete():
             beside.append(str(override.input_line))
-        elif key == "experiment":
-            defaults.insert(0, override.value())
-        elif key in ("search", "seed", *METADATA_KEYS):
+        elif key in ("search", "experiment", "seed", *METADATA_KEYS):
             continue
-        elif key in HydraConfig.get().runtime.choices:
-            defaults.append({f"override /{key}": override.value()})
+        elif key in choices:
+            groups[f"override /{key}"] = choices[key]
         elif OmegaConf.select(search.training, key, default=search) is not search:
             keys.append(_above_lists(search.training, key))
             section = key.removesuffix("._target_")
             if section != key:  # a file cannot drop the arguments of the class that it replaces
                 arguments = plain(OmegaConf.select(config, section)).items()
                 beside += [f"++{section}.{name}={_override(value)}" for name, value in arguments]
-    body = OmegaConf.create({"name": path.stem})
-    if defaults:
-        body = OmegaConf.create({"defaults": defaults, **body})
+    base = [choices["experiment"]] if choices.get("experiment") else []
+    defaults = [*base, *({group: choice} for group, choice in groups.items())]
+    body = OmegaConf.create({"defaults": defaults, "name": path.stem})
     for key in dict.fromkeys([*keys, *search.config.search]):
         OmegaConf.update(body, key, OmegaConf.select(config, key), force_add=True)
     command = _train_command(path, beside)
