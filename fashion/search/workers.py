@@ -232,7 +232,8 @@ class _Display:
             from fashion.search.page import write
 
             began = time.monotonic()
-            write(self.search, [f"Running: {status}."])
+            lines = [f"Warning: {warning}" for warning in self.search.warnings]
+            write(self.search, [f"The search is running: {status}.", *lines])
             took = time.monotonic() - began
             self.next_page = time.monotonic() + max(PAGE_SECONDS, 20 * took)
 
