@@ -282,7 +282,8 @@ def test_several_processes_reach_the_total_together_and_resume_what_was_killed(
             process.kill()
             process.wait()
     trials = Trials.of(seen)
-    seen._storage._backend.engine.dispose()  # noqa: SLF001 - or its connections warn when collected
+    backend: Any = seen._storage  # noqa: SLF001
+    backend._backend.engine.dispose()  # noqa: SLF001 - or its connections warn when collected
     assert len(trials) == total
     assert len(trials.completed) + len(trials.pruned) == total
     # The first, as the configuration stands, was the one that was killed.
