@@ -86,7 +86,7 @@ TRAINER = {
     "limit_train_batches": Limit,
     "limit_val_batches": Limit,
     "accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps"],
-    "devices": PositiveInt | Literal[-1] | str | list[NonNegativeInt],
+    "devices": PositiveInt | Literal[-1, "auto"] | list[NonNegativeInt],
     "precision": Literal[
         *("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
     ]
@@ -406,7 +406,7 @@ def _check_call(
 
 # What the command line decides.
 
-LONGEST_NAME = 100  # characters; file systems take 255 bytes
+LONGEST_NAME = 160  # characters; file systems take 255 bytes
 
 
 def folder_name(text: Any, number: Any = 0) -> str:

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import os
 import shlex
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -274,8 +275,8 @@ def _wants_report(config: DictConfig) -> bool:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    """Remove the folder that Hydra makes before anything can be checked, unless a user named it."""
-    if not _named(HydraConfig.get()):
+    """Remove the folder that Hydra makes before anything can be checked, unless it was there."""
+    if folder.resolve() not in EXISTED:
         with contextlib.suppress(OSError):
             folder.rmdir()
 
@@ -319,6 +320,7 @@ def _compare(runs: Sequence["Run"]) -> None:
 
 
 GRID: list["Run"] = []  # finished in this process
+EXISTED: set[Path] = set()  # folders named by hydra.run.dir, before Hydra makes them
 FAILURES: dict[Path | None, BaseException] = {}  # by run folder; None for a run outside grids
 
 
@@ -326,6 +328,11 @@ def main() -> None:
     print_help(__doc__ or "")
     FAILURES.clear()
     GRID.clear()
+    EXISTED.clear()
+    for argument in sys.argv[1:]:
+        key, _, value = argument.partition("=")
+        if key == "hydra.run.dir" and Path(value.strip("\"'")).is_dir():
+            EXISTED.add(Path(value.strip("\"'")).resolve())
     with cli_errors():
         try:
             _job()

@@ -156,7 +156,8 @@ class Classifier(pl.LightningModule):
             UserError: the loss function did not return a scalar.
         """
         logits = self.shared_step(batch, "train")
-        loss: Tensor = self.criterion(logits, batch[1])
+        # Of several processes one may have no image of the last batch, whose mean is not a number.
+        loss: Tensor = self.criterion(logits, batch[1]) if len(logits) else logits.sum()
         if not isinstance(loss, Tensor) or loss.ndim:
             shape = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else loss
             raise UserError(
@@ -194,6 +195,9 @@ class Classifier(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._outputs["train"].clear()  # of an epoch that was interrupted
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        for logger in self.loggers:
+            logger.log_metrics({"lr": rate}, self.global_step + 1)
 
     def on_train_epoch_end(self) -> None:
         if not all(weight.isfinite().all() for weight in self.parameters()):

@@ -405,9 +405,12 @@ def build_trainer(
     try:
         return build("trainer", given, offered=offered)  # type: ignore[no-any-return]
     except UserError as error:
+        if error.__cause__ is None:  # a parameter, which the message names
+            raise
         shown = {k: flags.get(k) for k in ("accelerator", "devices", "strategy")}
         values = ", ".join(f"{key} = {value}" for key, value in shown.items())
-        raise UserError(f"{error} (trainer: {values})") from error
+        reason = " ".join(str(error.__cause__).split())
+        raise UserError(f"trainer.{values}: {reason}") from error
 
 
 def _environment(flags: Mapping[str, Any]) -> list[Any]:
