@@ -358,7 +358,7 @@ def locate(key: str, section: Mapping[str, Any]) -> Callable[..., Any]:
     return found
 
 
-def _check_call(  # noqa: PLR0917
+def _check_call(
     key: str,
     name: str,
     target: Callable[..., Any],

@@ -176,9 +176,8 @@ def train_one(config: DictConfig, run: Run) -> Run:
         check(config, download_data=not resumed)  # a received run could name any folder
         # Of several processes of one training, the first one writes the folder.
         first = _rank(config.trainer) == 0
-        with (
-            _started(config, run, resumed=resumed) if first else contextlib.nullcontext(run) as run
-        ):
+        start = _started(config, run, resumed=resumed) if first else run.join(config)
+        with start as run:
             train(config, run, report=_wants_report(config))
     except (UserError, Interrupted) as error:
         _remove_if_empty(run.folder)

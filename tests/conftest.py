@@ -92,6 +92,15 @@ def composed(*overrides: str) -> Any:
     return made
 
 
+def section(key: str, *overrides: str) -> dict[str, Any]:
+    """Return a section of the composed configuration as plain values, as `build` takes it."""
+    from omegaconf import OmegaConf
+
+    made = OmegaConf.select(composed(*overrides), key)
+    plain: Any = OmegaConf.to_container(made, resolve=True)
+    return plain  # type: ignore[no-any-return]
+
+
 class Outcome(NamedTuple):
     status: int
     out: str
@@ -155,7 +164,9 @@ def fitted(folder: Path, data: Path, *overrides: str, callbacks: Any = ()) -> An
     from fashion.train import check
     from fashion.training.process import fit
 
-    small = ("model=mlp", "model.network.dense=[8]", "trainer.max_epochs=2", "logger=none")
+    small = ["trainer.max_epochs=2", "logger=none"]
+    if not any(override.startswith("model=") for override in overrides):
+        small += ["model=mlp", "model.network.dense=[8]"]
     config = composed(*tiny_overrides(data), *small, *overrides)
     check(config)
     run = Run(folder)

@@ -253,7 +253,7 @@ class FashionMNIST(pl.LightningDataModule):
             augmentation=self.augmentation,
             epochs=(trainer and trainer.max_epochs) or -1,
             chunked=self.chunked,
-            fixed=bool(trainer and trainer.overfit_batches),  # type: ignore[attr-defined]
+            fixed=bool(trainer and trainer.overfit_batches),
         )
 
     def val_dataloader(self) -> BatchLoader | list[Any]:

@@ -1,5 +1,6 @@
 """Lightning callbacks: seeding, timing, history, interruption, progress, pruning."""
 
+import contextlib
 import csv
 import io
 import math
@@ -151,11 +152,12 @@ class History(Checkpoint):
         self.rows = state_dict["rows"]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        if self.rows and self.path.is_file():
+        # Where somebody has changed the file, the times of the earlier epochs are missing.
+        with contextlib.suppress(OSError, KeyError, ValueError, csv.Error):
             with self.path.open(newline="") as file:
-                seconds = {row["epoch"]: row["seconds"] for row in csv.DictReader(file)}
+                seconds = {row["epoch"]: float(row["seconds"]) for row in csv.DictReader(file)}
             for row in self.rows:
-                row["seconds"] = float(seconds.get(f"{row['epoch']:g}") or math.nan)
+                row["seconds"] = seconds.get(f"{row['epoch']:g}", math.nan)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self._rate = float(trainer.optimizers[0].param_groups[0]["lr"])

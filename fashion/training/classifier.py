@@ -236,7 +236,8 @@ class Classifier(pl.LightningModule):
         self, split: str, probabilities: Float[Tensor, "n classes"], labels: Tensor
     ) -> dict[str, float]:
         """Return the configured metrics beside accuracy, of predictions made elsewhere."""
-        metrics: Any = self.metrics[f"{split}_metrics"].clone().cpu()
+        trained: Any = self.metrics[f"{split}_metrics"]
+        metrics = trained.clone().cpu()
         metrics.reset()
         for metric in metrics.values():
             metric.distributed_available_fn = _alone  # the training's other processes have ended
@@ -280,7 +281,7 @@ class Classifier(pl.LightningModule):
         )
 
     def predict_proba(
-        self, images: Tensor | np.ndarray, *, value_range: tuple[float, float] | None = None
+        self, images: Tensor | np.ndarray, *, value_range: tuple[int, int] | None = None
     ) -> Float[Tensor, "n classes"]:
         """Return class probabilities of raw images, in their order: the softmax of the logits.
 

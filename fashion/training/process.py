@@ -79,7 +79,9 @@ class Fit:
         return next(loggers, None)
 
 
-def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit | None:
+def fit(  # noqa: C901, PLR0915 - a training from top to bottom
+    config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()
+) -> Fit | None:
     """Train, or continue from the last checkpoint as if there had been no interruption.
 
     Args:
@@ -418,6 +420,9 @@ def _environment(flags: Mapping[str, Any]) -> list[Any]:
     slurm = SLURMEnvironment.detect() and int(os.environ.get("SLURM_NTASKS", "1")) > 1
     several = processes(flags) != 1
     if slurm and several:
+        # Lightning insists on it, and `srun -n` does not set it.
+        per_node = int(os.environ["SLURM_NTASKS"]) // int(flags.get("num_nodes", 1))
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(per_node))
         return [SLURMEnvironment(auto_requeue=False)]
     if several:
         return []

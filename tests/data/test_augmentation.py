@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import composed
+from conftest import section
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -65,7 +65,7 @@ def test_a_function_of_seed_and_epoch(images: Tensor) -> None:
 
 def test_the_configuration_s_default_changes_nothing_and_each_key_does(images: Tensor) -> None:
     def made(*overrides: str) -> Tensor:
-        augmentation = build("augmentation", composed(*overrides).augmentation)
+        augmentation = build("augmentation", section("augmentation", *overrides))
         augmentation.set_epoch(0, 8)
         changed: Tensor = augmentation(images, LABELS)[0]
         return changed
@@ -190,10 +190,7 @@ def test_a_chain_applies_its_steps_in_order_and_passes_the_epoch_on(images: Tens
 
 def test_a_chain_of_the_configuration(images: Tensor) -> None:
     flip = "{_target_:torchvision.transforms.v2.RandomHorizontalFlip,p:1.0}"
-    chain = build(
-        "augmentation",
-        composed(
-            "augmentation._target_=fashion.data.augmentation.Chain", f"+augmentation.steps=[{flip}]"
-        ).augmentation,
-    )
+    target = "augmentation._target_=fashion.data.augmentation.Chain"
+    given = section("augmentation", target, f"+augmentation.steps=[{flip}]")
+    chain = build("augmentation", given)
     assert torch.equal(chain(images, LABELS)[0], images.flip(2))

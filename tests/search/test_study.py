@@ -25,7 +25,7 @@ from fashion.runs.run import Run
 from fashion.search.study import Sampler, TimeBudgetExceeded, open_study, run_trials, trial_run
 from fashion.search.trials import ATTEMPTS, MOST_KILLS, Limits, Trials, failure
 
-SCRIPTS = CONF.parent / "scripts"
+SCRIPTS = CONF.parent / "scripts" / "checks"
 EPOCHS = 8
 Objective = Callable[[Trial, Run], float]
 

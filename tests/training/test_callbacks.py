@@ -153,9 +153,21 @@ def test_history_writes_a_gap_where_a_metric_is_missing(tmp_path: Path) -> None:
     )
     for trainer.current_epoch, metrics in enumerate(({"val/acc": 0.5}, {"other": 1.0})):
         trainer.callback_metrics = {key: torch.tensor(value) for key, value in metrics.items()}
+        history.on_train_epoch_start(trainer, MODULE)
+        trainer.optimizers[0].param_groups[0]["lr"] /= (
+            2  # the row has the one that was trained with
+        )
         history.on_train_epoch_end(trainer, MODULE)
     lines = (tmp_path / "history.csv").read_text().splitlines()
-    assert lines == ["epoch,step,lr,seconds,val/acc,other", "1,5,0.1,0,0.5,", "2,5,0.1,0,,1"]
+    assert lines == ["epoch,step,lr,seconds,val/acc,other", "1,5,0.1,0,0.5,", "2,5,0.05,0,,1"]
+    for content in (b"epoch,seconds\n1,7\n2,x\n", b"epoch\n", b"\xff", b"epoch,seconds\n1,7\n"):
+        (tmp_path / "history.csv").write_bytes(content)
+        resumed = History(tmp_path / "history.csv", Timing())
+        resumed.load_state_dict(history.state_dict())
+        resumed.on_fit_start(trainer, MODULE)
+        assert resumed.rows[0]["val/acc"] == 0.5
+    assert resumed.rows[0]["seconds"] == 7
+    assert math.isnan(resumed.rows[1]["seconds"])
 
 
 # The table on standard output

@@ -296,7 +296,7 @@ def test_predict_proba_takes_bytes_or_floats_of_a_declared_range() -> None:
     [
         (torch.zeros(2, 28, 27), None, r"shape \(2, 28, 27\); \(n, 28, 28\)"),
         (torch.zeros(28, 28), None, r"shape \(28, 28\)"),
-        (torch.zeros(2, 28, 28), None, "torch.float32: give uint8 0..255, or floats with"),
+        (torch.zeros(2, 28, 28), None, "torch.float32: give uint8 0..255, or floats and"),
         (torch.zeros(2, 28, 28), (0, 2), "give uint8"),
         (torch.zeros(2, 28, 28, dtype=torch.int64), (0, 255), "torch.int64: give uint8"),
         (torch.full((2, 28, 28), 2.0), (0, 1), r"go from 2 to 2, outside \(0, 1\)"),

@@ -6,9 +6,8 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import composed, fitted
+from conftest import fitted, section
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
-from omegaconf import OmegaConf
 
 from fashion.training.callbacks import StopEarly, Timing
 from fashion.training.classifier import Classifier
@@ -23,13 +22,13 @@ class Harmless(Callback):
     def on_train_epoch_end(self, *_: Any) -> None: ...
 
 
-DEFAULTS: Any = OmegaConf.to_container(composed().trainer)
+DEFAULTS = section("trainer")
 
 
 def reason(
     batch_size: int = 32,
     *callbacks: Callback,
-    scheduler: object = None,
+    scheduler: dict[str, Any] | None = None,
     foreign_data: bool = False,
     **flags: Any,
 ) -> str | None:
@@ -46,7 +45,6 @@ CHANGED: dict[str, Any] = {
     "limit_train_batches": 10,
     "max_steps": 100,
     "max_time": "00:01:00:00",
-    "num_nodes": 2,
     "overfit_batches": 3,
     "profiler": "simple",
     "val_check_interval": 0.5,
@@ -56,7 +54,7 @@ CHANGED: dict[str, Any] = {
 def test_the_defaults_allow_it() -> None:
     assert reason() is None
     assert reason(32, Harmless(), Timing(), StopEarly(patience=1)) is None
-    assert reason(32, devices="1", limit_train_batches=1.0, max_steps=-1) is None
+    assert reason(32, devices=1, limit_train_batches=1.0, max_steps=-1) is None
 
 
 @pytest.mark.parametrize("flag", FLAGS)
@@ -67,7 +65,7 @@ def test_a_flag_that_acts_on_single_batches_rules_it_out(flag: str) -> None:
 def test_other_reasons() -> None:
     assert reason(32, Foreign()) == "Foreign.on_before_optimizer_step"
     assert reason(32, LearningRateMonitor()) == "LearningRateMonitor.on_train_batch_start"
-    assert reason(32, scheduler={"_target_": "x"}) == "scheduler"
+    assert reason(32, scheduler={"_target_": "x"}) == "scheduler=x"
     assert reason(foreign_data=True) == "a LightningDataModule of your own"
     assert (reason(128), reason(129)) == (None, "")  # no gain: nothing to say
 

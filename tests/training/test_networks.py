@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from conftest import composed
+from conftest import section
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -49,12 +49,12 @@ def build(**changes: Any) -> ConvNet:
     ],
 )
 def test_parameters(model: str, parameters: int) -> None:
-    network = build_section("model.network", composed(f"model={model}").model.network)
+    network = build_section("model.network", section("model.network", f"model={model}"))
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters
 
 
 def test_best_is_the_deck_s_to_the_letter() -> None:
-    layers = list(build_section("model.network", composed("model=best").model.network))
+    layers = list(build_section("model.network", section("model.network", "model=best")))
     names = [type(layer).__name__.strip("_") for layer in layers]
     assert names == ["Conv2d", "LeakyReLU", "Flatten", "Linear", "ReLU", "Dropout", "Linear"]
     convolution, leaky, _, dense, _, dropout, logits = layers
@@ -144,7 +144,7 @@ def resnet(**changes: Any) -> ResNet:
 
 
 def test_the_record_s_network_is_below_a_million_parameters() -> None:
-    network = build_section("model.network", composed("model=resnet").model.network)
+    network = build_section("model.network", section("model.network", "model=resnet"))
     assert 100_000 < sum(parameter.numel() for parameter in network.parameters()) < 1_000_000
 
 
