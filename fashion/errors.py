@@ -219,6 +219,25 @@ def _unparsable(override: str) -> str:
     return f"{override}: this is no KEY=VALUE that Hydra can read. {hint}"
 
 
+def print_help(text: str) -> None:
+    """Print a Hydra command's help and exit, if the command line asks for it.
+
+    Hydra's own composes the configuration twice to print all of it, and names none of the options.
+    """
+    if not {"--help", "-h"} & set(sys.argv[1:]):
+        return
+    from fashion.config import CONF
+
+    print(f"{text}\nGroups, as GROUP=NAME (a folder of conf/ each):")
+    for folder in sorted(path for path in CONF.iterdir() if path.is_dir()):
+        print(
+            f"  {folder.name:13} {', '.join(sorted(file.stem for file in folder.glob('*.yaml')))}"
+        )
+    print("\n--cfg job prints all keys with their values; KEY=VALUE changes one; --hydra-help is")
+    print("about Hydra's own options.")
+    sys.exit(0)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return " Did you mean a, b?", or nothing where no known word is near."""
     near = difflib.get_close_matches(word, sorted({*known} - {word}), 3, cutoff=0.75)

@@ -21,7 +21,6 @@ from omegaconf import DictConfig
 
 from fashion import config as schema
 from fashion.config import CONF
-from fashion.data import download
 from fashion.errors import (
     DivergenceError,
     Interrupted,
@@ -30,18 +29,19 @@ from fashion.errors import (
     deferred_signals,
     innermost,
     message,
+    print_help,
 )
-from fashion.runs.resume import to_resume
-from fashion.runs.run import BusyError, Run
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
+
+    from fashion.runs.run import Run
 
 schema.register_resolvers()
 
 
 def train(
-    config: DictConfig, run: Run, *, report: bool, callbacks: Sequence["Callback"] = ()
+    config: DictConfig, run: "Run", *, report: bool, callbacks: Sequence["Callback"] = ()
 ) -> float | None:
     """Train a run to its end, evaluate its reported checkpoint, and write the results.
 
@@ -103,6 +103,8 @@ def check(config: DictConfig, *, download_data: bool = True) -> None:
     Raises:
         UserError: naming the key, the value and what is allowed.
     """
+    from fashion.data import download
+
     schema.check_run(config)
     data = config.data
     if not schema.is_ours(data._target_) or data.get("dataset", "FashionMNIST") != "FashionMNIST":
@@ -121,6 +123,8 @@ def check(config: DictConfig, *, download_data: bool = True) -> None:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def _job(config: DictConfig) -> float | None:
     """Train one run of a grid, or the only one."""
+    from fashion.runs.run import Run
+
     output = Path(HydraConfig.get().runtime.output_dir)
     here = Path.cwd()
     inside = output != here and output.is_relative_to(here)
@@ -146,7 +150,7 @@ def _job(config: DictConfig) -> float | None:
         return None
 
 
-def train_one(config: DictConfig, run: Run) -> Run:
+def train_one(config: DictConfig, run: "Run") -> "Run":
     """Train one run as the command does, or continue the one that `resume` names.
 
     Hydra's configuration must be set (`HydraConfig`); what the command prints is printed.
@@ -162,6 +166,8 @@ def train_one(config: DictConfig, run: Run) -> Run:
     Raises:
         UserError, Interrupted: with a note on how to continue the run, if it can be continued.
     """
+    from fashion.runs.resume import to_resume
+
     resumed = config.resume is not None
     if resumed:
         _remove_if_empty(run.folder)
@@ -196,8 +202,10 @@ def train_one(config: DictConfig, run: Run) -> Run:
 
 
 @contextlib.contextmanager
-def _started(config: DictConfig, run: Run, *, resumed: bool) -> Iterator[Run]:
+def _started(config: DictConfig, run: "Run", *, resumed: bool) -> Iterator["Run"]:
     """Start a run, in a folder beside its own if that is another run's of the same second."""
+    from fashion.runs.run import BusyError, Run
+
     hydra_config = HydraConfig.get()
     fixed = resumed or hydra_config.mode != RunMode.RUN or _named(hydra_config)
     folder = run.folder
@@ -214,7 +222,7 @@ def _started(config: DictConfig, run: Run, *, resumed: bool) -> Iterator[Run]:
         yield run
 
 
-def _run_of_grid(config: DictConfig, run: Run) -> Run:
+def _run_of_grid(config: DictConfig, run: "Run") -> "Run":
     schema.check_run(config)
     if config.resume is not None:
         raise UserError(
@@ -277,7 +285,7 @@ def _named(hydra_config: Any) -> bool:
     return any("run.dir=" in each for each in hydra_config.overrides.hydra)
 
 
-def _summarize(run: Run) -> None:
+def _summarize(run: "Run") -> None:
     from fashion.report.evaluation import summary
 
     metrics = run.metrics
@@ -298,7 +306,7 @@ def _summarize(run: Run) -> None:
     print("\n".join(lines))
 
 
-def _compare(runs: Sequence[Run]) -> None:
+def _compare(runs: Sequence["Run"]) -> None:
     """Print the table of a grid's runs, and the command that makes it again."""
     from fashion.report import table
 
@@ -310,11 +318,12 @@ def _compare(runs: Sequence[Run]) -> None:
     print(f"\n{text}\n{shlex.join(['python', '-m', 'fashion.compare', folder])} shows this again.")
 
 
-GRID: list[Run] = []  # finished in this process
+GRID: list["Run"] = []  # finished in this process
 FAILURES: dict[Path | None, BaseException] = {}  # by run folder; None for a run outside grids
 
 
 def main() -> None:
+    print_help(__doc__ or "")
     FAILURES.clear()
     GRID.clear()
     with cli_errors():
