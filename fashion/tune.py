@@ -82,11 +82,12 @@ def checked(config: DictConfig) -> tuple[DictConfig, Space]:
             except UserError as error:
                 lines = [f"{section}.{line}" for line in str(error).splitlines()]
                 raise UserError("\n".join(lines)) from error
+    validates = config.data.get("val_size", 1) or config.data.get("folds") is not None
     for key, wrong, why in (
         ("test", config.test, "a search is for choosing, which never reads the test set."),
         ("resume", config.resume is not None, "a search continues by its own command."),
         ("trainer.devices", config.trainer.devices not in (1, "1", "auto"), "a trial runs on one."),
-        ("data.val_size", not config.data.get("val_size", 1), "a search needs a validation set."),
+        ("data.val_size", not validates, "a search needs a validation set."),
     ):
         if wrong:
             raise UserError(f"{key} = {OmegaConf.select(config, key)}: {why}")

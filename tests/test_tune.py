@@ -333,9 +333,9 @@ def test_what_the_confirmation_could_not_train(
 def test_time_runs_out_within_a_trial_and_more_of_it_continues(
     search: Command, tmp_path: Path
 ) -> None:
-    plain = ("confirm.seeds=0", "trials=2", "trainer.max_epochs=500", "pruning=null")
+    plain = ("confirm.seeds=0", "trials=2", "trainer.max_epochs=50000", "pruning=null")
     began = time.time()
-    done = search("a", *plain, "hours=0.003", "callbacks.early_stopping=null")
+    done = search("a", *plain, "hours=0.002", "callbacks.early_stopping=null")
     assert done.status == 0, done.err
     assert time.time() - began < 60
     assert "its time is up" in done.out
@@ -343,11 +343,11 @@ def test_time_runs_out_within_a_trial_and_more_of_it_continues(
     assert trial.state == TrialState.RUNNING
     assert "interrupted" in (tmp_path / "a/search.html").read_text()
     epochs = len(trial.intermediate_values)
-    search("a", *plain, "hours=0.006", "callbacks.early_stopping=null")
+    search("a", *plain, "hours=0.005", "callbacks.early_stopping=null")
     (trial,) = trials_of(tmp_path / "a")
     assert len(trial.intermediate_values) > epochs
     attempts = trial.user_attrs[ATTEMPTS]
-    search("a", *plain, "hours=0.006", "callbacks.early_stopping=null")
+    search("a", *plain, "hours=0.005", "callbacks.early_stopping=null")
     assert trials_of(tmp_path / "a")[0].user_attrs[ATTEMPTS] == attempts
 
 
