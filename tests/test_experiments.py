@@ -15,8 +15,8 @@ from fashion.data.datamodule import FashionMNIST, epoch_seed, from_config, norma
 from fashion.runs.run import Run
 from fashion.training.classifier import Classifier
 
-# Of experiment=record with a smaller network on the images of tests/conftest.py: the loss before each
-# of five steps. Whoever means to change the experiment writes down the new ones.
+# Of experiment=record with a smaller network on the images of tests/conftest.py: the loss before
+# each of five steps. Whoever means to change the experiment writes down the new ones.
 GOLDEN_LOSSES = [2.898445, 1.410530, 1.175256, 1.201429, 1.019049]
 SHRUNK = ("model.network.widths=[8,8]", "data.batch_size=32")
 
@@ -37,7 +37,9 @@ def test_fast_is_the_record_at_the_small_end() -> None:
     assert composed("experiment=record").trainer.max_epochs > fast.trainer.max_epochs
 
 
-def test_the_epoch_budget_decides_the_rest(tiny_data: Path, tmp_path: Path, command: Command) -> None:
+def test_the_epoch_budget_decides_the_rest(
+    tiny_data: Path, tmp_path: Path, command: Command
+) -> None:
     """The number of epochs alone stretches the schedule and strengthens the erasing."""
     for epochs in (1, 4):
         done = command(
