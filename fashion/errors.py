@@ -203,6 +203,9 @@ def innermost(error: BaseException) -> BaseException:  # noqa: PLR0911 - a kind 
             )
         reason = f": {str(error.__cause__).splitlines()[0]}." if "merging" in str(error) else ""
         return UserError(str(error).partition("\nConfig search path")[0] + reason)
+    key = getattr(error, "full_key", None)
+    if key and key not in str(error).partition("\n")[0]:
+        return UserError(f"{key}: {str(error).splitlines()[0]}")
     return error
 
 

@@ -137,8 +137,13 @@ def make_detector(run: Run, classifier: "Classifier", root: Path | None) -> "Det
     try:
         data: Any = open_data(run, root)
         data.setup("validate")
-        return Detector(classifier, data.val.images, data.val.labels)
-    except (UserError, AttributeError) as error:  # data of one's own need not have `val.images`
+        with np.errstate(all="ignore"):  # weights that are not numbers are refused with the photos
+            return Detector(classifier, data.val.images, data.val.labels)
+    except (
+        UserError,
+        AttributeError,
+        ValueError,
+    ) as error:  # data of one's own need not have `val.images`
         print(
             f"note: photos unlike the run's data are not recognized, for want of its validation "
             f"images (--data DIR): {error}",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fashion import config as schema
 from fashion.config import CONF
@@ -171,6 +171,7 @@ def train_one(config: DictConfig, run: "Run") -> "Run":
 
     resumed = config.resume is not None
     if resumed:
+        schema.check(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
         _remove_if_empty(run.folder)
         run, config, remarks = to_resume(config, HydraConfig.get().overrides.task)
         for remark in remarks:

@@ -430,9 +430,10 @@ def load_weights(
     Raises:
         UserError: they are of another network.
     """
-    weights = {key: v for key, v in content["state_dict"].items() if key.startswith("network.")}
     own = {key for key in classifier.state_dict() if key.startswith("network.")}
     try:
+        given = content["state_dict"].items()
+        weights = {key: value for key, value in given if key.startswith("network.")}
         if own != set(weights):
             other = sorted(own ^ set(weights))
             raise RuntimeError(f"another network's: {', '.join(other[:3])}")  # noqa: TRY301
@@ -458,7 +459,7 @@ def predict_probabilities(
         ]
     )
     if not probabilities.isfinite().all():
-        raise UserError("The network's predictions are no numbers: its weights are too large.")
+        raise UserError("The network's predictions are not numbers: its weights are too large.")
     return probabilities
 
 
