@@ -137,13 +137,11 @@ def make_detector(run: Run, classifier: "Classifier", root: Path | None) -> "Det
     try:
         data: Any = open_data(run, root)
         data.setup("validate")
-        with np.errstate(all="ignore"):  # weights that are not numbers are refused with the photos
+        with np.errstate(all="ignore"):
             return Detector(classifier, data.val.images, data.val.labels)
-    except (
-        UserError,
-        AttributeError,
-        ValueError,
-    ) as error:  # data of one's own need not have `val.images`
+    except ValueError:  # of weights that are not numbers, which predicting the photos refuses
+        return None
+    except (UserError, AttributeError) as error:  # data of one's own need not have `val.images`
         print(
             f"note: photos unlike the run's data are not recognized, for want of its validation "
             f"images (--data DIR): {error}",

@@ -240,7 +240,7 @@ COMMAND_LINES = {
     "train ~model": "model is missing.",
     "train name='${{oc.env:NOT_SET_ANYWHERE}}'": "NOT_SET_ANYWHERE",
     "train name='${{none:1}}'": "Unsupported interpolation type none",
-    "train name='${{name}}'": "name",
+    "train name='${{name}}'": "Recursive interpolation",
     "train 'name=${{'": "name=${",
     f"train model.network.conv={'[' * 2000}{']' * 2000}": "recursion",
     "train model.network.conv=[1000000000000]": "model.network",
@@ -808,7 +808,6 @@ BAD_HISTORIES: dict[str, Break] = {
     "a pipe": pipe,
     "a folder": folder,
     "text": holds("epoch\nx\n"),
-    "a short row": holds("epoch,step\n1\n"),
     "large": holds("epoch\n" + "1\n" * LONGEST_HISTORY),
 }
 
