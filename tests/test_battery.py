@@ -531,7 +531,7 @@ BAD_CONFIGS: dict[str, tuple[Break, str, str]] = {
         lambda path: (
             edited("/data\n", "/none\n")(path),
             edited("official: false", "official: true")(path),
-            (path.parents[1] / "metrics.json").unlink(),
+            Path.rename(path.parents[1] / "metrics.json", path.parents[1] / "old.json"),
         ),
         "train resume=run data.official=true data.root={place}/none",
         "/none downloads it",

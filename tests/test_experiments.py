@@ -75,7 +75,7 @@ def test_the_epoch_budget_decides_the_rest(
 def test_golden_losses(tiny_data: Path) -> None:
     config = composed("experiment=record", *SHRUNK, *tiny_overrides(tiny_data))
     torch.manual_seed(epoch_seed(0, 0))
-    plain = OmegaConf.to_container(config, resolve=True)
+    plain: Any = OmegaConf.to_container(config, resolve=True)
     data: FashionMNIST = from_config(plain["data"])
     data.setup("fit")
     classifier = Classifier(

@@ -309,11 +309,14 @@ def test_a_grid_never_reads_the_test_set(train: Command, tmp_path: Path) -> None
 def test_the_test_set_is_read_when_it_is_asked_for_and_not_before(
     train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = []
+    read: list[str] = []
     setup = FashionMNIST.setup
-    monkeypatch.setattr(
-        FashionMNIST, "setup", lambda data, stage: read.append(stage) or setup(data, stage)
-    )
+
+    def note(data: FashionMNIST, stage: str) -> None:
+        read.append(stage)
+        setup(data, stage)
+
+    monkeypatch.setattr(FashionMNIST, "setup", note)
     assert train("a").status == 0
     assert "test" not in read
     assert not (tmp_path / "a/test.npz").exists()
@@ -758,8 +761,8 @@ def test_a_full_disk(
 def test_two_processes_train_as_one(tiny_data: Path, tmp_path: Path, train: Command) -> None:
     """Real gloo; the last batch leaves one of them without an image."""
     share = ("data.batch_size=37", "data.val_size=103", "model=cnn", "model.network.dropout=0.0")
-    share += ("model.network.conv=[4]", "model.network.dense=[8]")
-    share += ("optimizer=sgd", "trainer.max_epochs=2")
+    share += ("model.network.conv=[4]", "model.network.dense=[8]")  # type: ignore[assignment]
+    share += ("optimizer=sgd", "trainer.max_epochs=2")  # type: ignore[assignment]
     assert train("run1", *share).status == 0
     done = python(
         *("-m", "fashion.train"),

@@ -1,8 +1,12 @@
+# Types: NumPy's functions without types.
+# mypy: disable-error-code="no-any-return"
+
 import io
 import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,7 +99,7 @@ def test_the_product_fills_the_height_bright_on_black_and_centred() -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "CMYK"])
-def test_a_picture_in_the_dataset_s_style_is_passed_byte_for_byte(mode):
+def test_a_picture_in_the_dataset_s_style_is_passed_byte_for_byte(mode: Any) -> None:
     picture = dataset_style()
     assert np.array_equal(prepare(picture.convert(mode)), np.asarray(picture))
 
@@ -132,12 +136,12 @@ def test_light_on_dark_is_the_same_as_dark_on_light() -> None:
         ((200, 30, 40), (230, 235, 225)),
     ],
 )
-def test_coloured_walls(colour, wall):
+def test_coloured_walls(colour: Any, wall: Any) -> None:
     assert same_shape(prepare(shirt(colour=colour, wall=wall)), prepare(shirt()))
 
 
 @pytest.mark.parametrize("light", ["slope", "vignette", "grain"])
-def test_uneven_light(light):
+def test_uneven_light(light: Any) -> None:
     rows, columns = np.mgrid[-1:1:400j, -1:1:300j]
     factor = {
         "slope": 0.9 + 0.1 * columns,
@@ -161,7 +165,7 @@ def test_a_product_that_touches_three_sides() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
-def test_exif_orientation(tmp_path, orientation, form):
+def test_exif_orientation(tmp_path: Any, orientation: Any, form: Any) -> None:
     turned = {
         1: [],
         2: [Image.Transpose.FLIP_LEFT_RIGHT],
@@ -196,7 +200,7 @@ def test_what_is_transparent_is_wall() -> None:
 
 @pytest.mark.parametrize("colour", [0, 128, 255])
 @pytest.mark.parametrize("size", [(28, 28), (1, 1), (300, 200)])
-def test_one_colour_shows_nothing(size, colour):
+def test_one_colour_shows_nothing(size: Any, colour: Any) -> None:
     with pytest.raises(UserError, match="Nothing stands out"):
         prepare(Image.new("L", size, colour))
 
@@ -209,7 +213,9 @@ def test_a_white_product_on_white_is_faint() -> None:
 
 @given(st.sampled_from(MODES), st.integers(1, 70), st.integers(1, 70), st.data())
 @settings(max_examples=150)
-def test_any_picture_gives_28_x_28_or_the_documented_error(mode, width, height, data):
+def test_any_picture_gives_28_x_28_or_the_documented_error(
+    mode: Any, width: Any, height: Any, data: Any
+) -> None:
     picture = Image.new(mode, (width, height))
     count = len(picture.tobytes())
     content = data.draw(st.binary(min_size=min(count, 64), max_size=64))
@@ -226,7 +232,7 @@ def test_any_picture_gives_28_x_28_or_the_documented_error(mode, width, height, 
 
 @given(arrays.arrays(np.uint8, (28, 28)))
 @settings(max_examples=50)
-def test_any_picture_with_a_black_frame_is_passed(image):
+def test_any_picture_with_a_black_frame_is_passed(image: Any) -> None:
     image[[0, -1]] = image[:, [0, -1]] = 0
     image[14, 14] = 200
     assert np.array_equal(prepare(Image.fromarray(image)), image)
@@ -274,17 +280,17 @@ def test_12_bits_in_a_16_bit_file() -> None:
         ("GIF", {"save_all": True, "append_images": [Image.new("RGB", (300, 400), "red")]}),
     ],
 )
-def test_every_format_shows_the_same(tmp_path, form, options):
+def test_every_format_shows_the_same(tmp_path: Any, form: Any, options: Any) -> None:
     path = write(tmp_path, encode(shirt(), form, **options))
     assert difference(prepare(read(path)), prepare(shirt())) < 6
 
 
-def test_cmyk_jpeg(tmp_path):
+def test_cmyk_jpeg(tmp_path: Any) -> None:
     path = write(tmp_path, encode(shirt().convert("CMYK"), "JPEG", quality=95))
     assert difference(prepare(read(path)), prepare(shirt())) < 6
 
 
-def test_a_large_picture_is_read_small(tmp_path):
+def test_a_large_picture_is_read_small(tmp_path: Any) -> None:
     for form in ("PNG", "JPEG"):
         picture = read(write(tmp_path, encode(shirt((3000, 2000)), form)))
         assert picture.mode == "RGB"
@@ -306,7 +312,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("kind", BAD_FILES)
-def test_a_bad_file_is_named(tmp_path, kind):
+def test_a_bad_file_is_named(tmp_path: Any, kind: Any) -> None:
     content, message = BAD_FILES[kind]
     path = write(tmp_path, content)
     with pytest.raises(UserError, match=message) as error:
@@ -316,7 +322,7 @@ def test_a_bad_file_is_named(tmp_path, kind):
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF"])
-def test_a_cut_file_is_named(tmp_path, form, share):
+def test_a_cut_file_is_named(tmp_path: Any, form: Any, share: Any) -> None:
     grain = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
     content = encode(Image.fromarray(grain), form)
     path = write(tmp_path, content[: int(share * len(content))])
@@ -325,7 +331,7 @@ def test_a_cut_file_is_named(tmp_path, form, share):
     assert str(path) in str(error.value)
 
 
-def test_what_is_no_file_is_named(tmp_path):
+def test_what_is_no_file_is_named(tmp_path: Any) -> None:
     with pytest.raises(UserError, match=r"nowhere\.png is missing"):
         read(tmp_path / "nowhere.png")
     with pytest.raises(UserError, match="is not a file"):
@@ -338,7 +344,7 @@ def test_what_is_no_file_is_named(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_is_named(tmp_path):
+def test_a_file_without_permission_is_named(tmp_path: Any) -> None:
     path = write(tmp_path, encode(shirt(), "PNG"))
     path.chmod(0)
     with pytest.raises(UserError, match="cannot be read: Permission denied"):
@@ -353,7 +359,9 @@ SMALL = [encode(shirt((30, 40)), form) for form in ("PNG", "JPEG", "WEBP", "GIF"
     st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=8),
 )
 @settings(max_examples=150)
-def test_a_damaged_file_is_a_picture_or_the_documented_error(tmp_path_factory, content, damage):
+def test_a_damaged_file_is_a_picture_or_the_documented_error(
+    tmp_path_factory: Any, content: Any, damage: Any
+) -> None:
     damaged = bytearray(content)
     for position, value in damage:
         damaged[position % len(damaged)] = value

@@ -1,5 +1,8 @@
 """The study on quick objectives: drawn, pruned, resumed, and run by processes that are killed."""
 
+# Types: Optuna's private storage.
+# mypy: disable-error-code="attr-defined"
+
 import importlib.util
 import os
 import signal
