@@ -50,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             with atomic_write(options.output) as file:
                 file.write(text.encode())
+        if options.report:
+            from fashion.report.comparison_page import comparison_page
+
+            with atomic_write(options.report) as file:
+                file.write(comparison_page(found, groups).encode())
 
 
 if __name__ == "__main__":

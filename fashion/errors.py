@@ -55,7 +55,7 @@ def cli_errors() -> Iterator[None]:
         stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
         sys.stdout = _Output(stdout)
     try:
-        with _signals_raise():
+        with signals_raise():
             yield
     except Interrupted as interrupted:
         print(f"\n{message(interrupted)}", file=sys.stderr)
@@ -98,7 +98,8 @@ class _Output:
 
 
 @contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
+def signals_raise() -> Iterator[None]:
+    """Raise `Interrupted` on the first signal; restore the handlers at the end of the block."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

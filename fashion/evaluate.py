@@ -2,7 +2,7 @@
 
     python -m fashion.evaluate RUN                   on the validation split
     python -m fashion.evaluate RUN --split test      on the test set
-    python -m fashion.evaluate RUN --tta hflip       also with horizontal-flip test-time augmentation
+    python -m fashion.evaluate RUN --tta hflip       also with horizontal flips, averaged
     python -m fashion.evaluate RUN RUN...            also their mean probabilities: an ensemble
 
 Metrics are added to each run's metrics.json; predictions and the report are written beside it.
@@ -11,10 +11,14 @@ Metrics are added to each run's metrics.json; predictions and the report are wri
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fashion.errors import UserError, cli_errors
 from fashion.runs.files import atomic_write, refuse_existing
 from fashion.runs.run import TTA, Run
+
+if TYPE_CHECKING:
+    from fashion.report.evaluation import Evaluation
 
 
 def main() -> None:
@@ -25,23 +29,17 @@ def main() -> None:
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
     parser.add_argument("--split", choices=("val", "test"), default="val")
-    parser.add_argument("--tta", choices=TTA, default="none")
+    parser.add_argument("--tta", choices=TTA, default="none", help="test-time augmentation")
     parser.add_argument("--output", type=Path, metavar="FILE", help="the ensemble's metrics, JSON")
     parser.add_argument("--mistakes", type=Path, metavar="FILE.csv", help="misclassified images")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="16:9 figures for slides")
     parser.add_argument("--data", type=Path, metavar="DIR", help="in place of the run's data.root")
     parser.add_argument("--force", action="store_true", help="overwrite existing files")
-    parser.add_argument(
-        "--trust",
-        action="store_true",
-        help="build the classes that the runs name, whatever they do",
-    )
+    parser.add_argument("--trust", action="store_true", help="build any class that a run names")
     options = parser.parse_args()
-    split = options.split
     with cli_errors():
-        runs = list(
-            {path.resolve(): Run.open(path, trust=options.trust) for path in options.runs}.values()
-        )
+        folders = {path.resolve(): path for path in options.runs}.values()
+        runs = [Run.open(path, trust=options.trust) for path in folders]
         if options.output and len(runs) == 1:
             parser.error("--output is for the metrics of an ensemble, of several runs")
         if len(runs) > 1 and (options.mistakes or options.figures):
@@ -49,44 +47,58 @@ def main() -> None:
         refuse_existing([options.output, options.mistakes], force=options.force)
         for run in runs:
             run.metrics  # noqa: B018 - an unfinished run is refused before slow imports
-            if split == "val" and not run.validates:
+            if options.split == "val" and not run.validates:
                 raise UserError(f"{run.folder} has no validation split (data.val_size = 0).")
 
-        from fashion.report import evaluation as report
-        from fashion.report.page import write_report
-        from fashion.runs.provenance import provenance
-        from fashion.training.classifier import load_classifier
+        from fashion.report.evaluation import refuse_other_splits
         from fashion.training.process import prepare_process
 
-        if split == "val":
-            report.refuse_other_splits(runs, folds=False)
+        if options.split == "val":
+            refuse_other_splits(runs, folds=False)
         prepare_process()
         for run in runs:
-            data, classifier = report.open_data(run, options.data), load_classifier(run)
-            with run.lock():  # a training that is resumed would remove the metrics meanwhile
-                evaluation = report.evaluate(
-                    classifier,
-                    data,
-                    split,
-                    temperature=run.metrics.get("val/temperature"),
-                    tta=options.tta,
-                )
-                evaluation.write(run)
-                run.update_metrics(evaluation.metrics)
-                page = write_report(run, evaluation)
-            print(
-                f"{run.folder}\n  {report.summary(run.metrics, split)}\n"
-                f"{report.details(evaluation)}\n  report {page}"
-            )
+            evaluation = _evaluate(run, options)
+        if options.figures:
+            from fashion.report.slides import write_slides
+
+            write_slides(runs[0], evaluation, options.figures, force=options.force)
         if options.mistakes:
             with atomic_write(options.mistakes) as file:
                 file.write(evaluation.mistakes_csv().encode())
         if len(runs) > 1:
-            metrics = report.ensemble(runs, split, options.tta)
-            print(f"Ensemble of these {len(runs)}\n  {report.summary(metrics, split)}")
-            if options.output:
-                with atomic_write(options.output) as file:
-                    file.write((json.dumps(metrics | provenance(), indent=2) + "\n").encode())
+            _ensemble(runs, options)
+
+
+def _evaluate(run: Run, options: argparse.Namespace) -> "Evaluation":
+    """Evaluate one run, write the results into its folder and print them."""
+    from fashion.report.evaluation import details, evaluate, open_data, summary
+    from fashion.report.page import write_report
+    from fashion.training.classifier import load_classifier
+
+    data, classifier = open_data(run, options.data), load_classifier(run)
+    with run.lock():  # a training that is resumed would remove the metrics meanwhile
+        temperature = run.metrics.get("val/temperature")
+        evaluation = evaluate(
+            classifier, data, options.split, temperature=temperature, tta=options.tta
+        )
+        evaluation.write(run)
+        run.update_metrics(evaluation.metrics)
+        page = write_report(run, evaluation)
+    text = f"{summary(run.metrics, options.split)}\n{details(evaluation)}"
+    print(f"{run.folder}\n  {text}\n  report {page}")
+    return evaluation
+
+
+def _ensemble(runs: list[Run], options: argparse.Namespace) -> None:
+    """Evaluate the mean of the runs' probabilities."""
+    from fashion.report.evaluation import ensemble, summary
+    from fashion.runs.provenance import provenance
+
+    metrics = ensemble(runs, options.split, options.tta)
+    print(f"Ensemble of these {len(runs)}\n  {summary(metrics, options.split)}")
+    if options.output:
+        with atomic_write(options.output) as file:
+            file.write((json.dumps(metrics | provenance(), indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@ python -m fashion.train resume=RUN                       continue an interrupted
 """
 
 import contextlib
+import itertools
 import os
 import shlex
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -31,7 +32,7 @@ from fashion.errors import (
     message,
 )
 from fashion.runs.resume import to_resume
-from fashion.runs.run import Run
+from fashion.runs.run import BusyError, Run
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
@@ -61,6 +62,7 @@ def train(
 
     from fashion.report import tensorboard
     from fashion.report.evaluation import evaluate
+    from fashion.report.metrics import epoch_metrics
     from fashion.report.page import write_report
     from fashion.training.process import fit, return_freed_memory
 
@@ -76,7 +78,7 @@ def train(
         temperature = evaluation.temperature
         evaluations.append(evaluation)
     with deferred_signals():
-        metrics = dict(fitted.metrics)
+        metrics = fitted.metrics | epoch_metrics(run.history, fitted.metrics["best_epoch"])
         for evaluation in evaluations:
             predictions = map(torch.from_numpy, (evaluation.probabilities, evaluation.labels))
             metrics |= fitted.classifier.extra_metrics(evaluation.split, *predictions)
@@ -126,7 +128,8 @@ def _job(config: DictConfig) -> float | None:
     alone = HydraConfig.get().mode == RunMode.RUN
     try:
         schema.start_afresh(config, HydraConfig.get().overrides.task)
-        return (_run if alone else _run_of_grid)(config, run)
+        done = (train_one if alone else _run_of_grid)(config, run)
+        return done.metrics.get("val/acc") if done.finished else None
     except Interrupted as interrupted:
         if not alone:
             interrupted.add_note("The same command again continues the grid.")
@@ -143,7 +146,22 @@ def _job(config: DictConfig) -> float | None:
         return None
 
 
-def _run(config: DictConfig, run: Run) -> float | None:
+def train_one(config: DictConfig, run: Run) -> Run:
+    """Train one run as the command does, or continue the one that `resume` names.
+
+    Hydra's configuration must be set (`HydraConfig`); what the command prints is printed.
+
+    Args:
+        config: the whole configuration.
+        run: where everything is written. If another run has taken that folder in the same second,
+            a folder beside it is used.
+
+    Returns:
+        The run that was trained: finished, but for `trainer.fast_dev_run`.
+
+    Raises:
+        UserError, Interrupted: with a note on how to continue the run, if it can be continued.
+    """
     resumed = config.resume is not None
     if resumed:
         _remove_if_empty(run.folder)
@@ -153,31 +171,50 @@ def _run(config: DictConfig, run: Run) -> float | None:
         if run.finished and config.trainer.max_epochs == run.config.trainer.max_epochs:
             print(f"{run.folder} is finished.")
             _summarize(run)
-            return run.metrics.get("val/acc")
+            return run
     try:
         check(config, download_data=not resumed)  # a received run could name any folder
         # Of several processes of one training, the first one writes the folder.
         first = _rank(config.trainer) == 0
-        start = run.start(config, HydraConfig.get(), extend=resumed) if first else run.join(config)
-        with start:
-            value = train(config, run, report=_wants_report(config))
-        if config.trainer.get("fast_dev_run"):
-            run.discard()
-            _remove_if_empty(run.folder)
-            print("Dry run (trainer.fast_dev_run): everything runs; no run was kept.")
-            return value
+        start = _started(config, run, resumed=resumed) if first else run.join(config)
+        with start as run:
+            train(config, run, report=_wants_report(config))
     except (UserError, Interrupted) as error:
         _remove_if_empty(run.folder)
         diverged = isinstance(error, DivergenceError)  # as it would again
         if run.last_checkpoint.exists() and not run.finished and not diverged:
             error.add_note(f"Continue with\n  {run.resume_command}")
         raise
-    if first:
+    if config.trainer.get("fast_dev_run"):
+        if first:
+            run.discard()
+            _remove_if_empty(run.folder)
+            print("Dry run (trainer.fast_dev_run): everything runs; no run was kept.")
+    elif first:
         _summarize(run)
-    return value
+    return run
 
 
-def _run_of_grid(config: DictConfig, run: Run) -> float | None:
+@contextlib.contextmanager
+def _started(config: DictConfig, run: Run, *, resumed: bool) -> Iterator[Run]:
+    """Start a run, in a folder beside its own if that is another run's of the same second."""
+    hydra_config = HydraConfig.get()
+    fixed = resumed or hydra_config.mode != RunMode.RUN or _named(hydra_config)
+    folder = run.folder
+    with contextlib.ExitStack() as stack:
+        for number in itertools.count(2):
+            try:
+                stack.enter_context(run.start(config, hydra_config, extend=resumed))
+                break
+            except UserError as error:
+                taken = isinstance(error, BusyError) or (run.folder / ".hydra").exists()
+                if fixed or not taken:
+                    raise
+                run = Run(folder.with_name(f"{folder.name}-{number}"))
+        yield run
+
+
+def _run_of_grid(config: DictConfig, run: Run) -> Run:
     schema.check_run(config)
     if config.resume is not None:
         raise UserError(
@@ -197,12 +234,11 @@ def _run_of_grid(config: DictConfig, run: Run) -> float | None:
                 "give this grid a folder of its own with sweep=NAME."
             )
         print(f"Finished before: {run.folder}")
-        value = run.metrics.get("val/acc")
     else:
         print(f"\nRun {run.folder}")
-        value = _run(config, run)
+        run = train_one(config, run)
     GRID.append(run)
-    return value
+    return run
 
 
 def _rank(trainer: DictConfig) -> int:
@@ -231,10 +267,14 @@ def _wants_report(config: DictConfig) -> bool:
 
 def _remove_if_empty(folder: Path) -> None:
     """Remove the folder that Hydra makes before anything can be checked, unless a user named it."""
-    named = any("run.dir=" in each for each in HydraConfig.get().overrides.hydra)
-    if not named:
+    if not _named(HydraConfig.get()):
         with contextlib.suppress(OSError):
             folder.rmdir()
+
+
+def _named(hydra_config: Any) -> bool:
+    """Whether the user has named the run's folder."""
+    return any("run.dir=" in each for each in hydra_config.overrides.hydra)
 
 
 def _summarize(run: Run) -> None:
@@ -252,12 +292,9 @@ def _summarize(run: Run) -> None:
         f"{metrics['images_per_second']:,.0f} images per second"
     )
     if HydraConfig.get().mode == RunMode.RUN:
-        lines += [
-            f"Run folder {run.folder}",
-            "Next:",
-            f"  {run.command('evaluate')}",
-            f"  {shlex.join(['tensorboard', '--logdir', str(run.folder.parent)])}",
-        ]
+        lines += [f"Run folder {run.folder}", "Next:", f"  {run.command('evaluate')}"]
+        if any(run.folder.glob("events.out.tfevents.*")):
+            lines.append(f"  {shlex.join(['tensorboard', '--logdir', str(run.folder.parent)])}")
     print("\n".join(lines))
 
 

@@ -1,10 +1,10 @@
-"""How each class gained from the deck's best model to the record, on the test set.
+"""Compare the recall of each class between the deck's network and `record`, on the test set.
 
     python scripts/class_changes.py
 
-Reads the runs of `scripts/reproduce ladder` and `record`; writes results/classes.json, and
-results/classes.md, the same as a table: each class's recall before and after, the difference with
-the interval of `fashion.report.metrics.bootstrap_difference`, and its p-value corrected for ten classes.
+Reads the runs of `scripts/reproduce baselines` and `record`. Writes results/classes.json and, as a
+table, results/classes.md: both recalls, the difference with its bootstrap interval
+(`fashion.report.statistics.bootstrap_difference`), and its p-value corrected for ten classes.
 """
 
 import json
@@ -13,28 +13,33 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fashion.data.datamodule import CLASSES
+from fashion.data import CLASSES
 from fashion.errors import UserError, cli_errors
-from fashion.report import metrics
+from fashion.report.statistics import bootstrap_difference, holm
+from fashion.report.table import p_value
 from fashion.runs.files import atomic_write
 from fashion.runs.run import Run
 
 RESULTS = Path("results")
-BEFORE = (Path("logs/ladder"), "best")
+BEFORE = (Path("logs/baselines"), "best")
 AFTER = (Path("logs/record"), "record")
 
 
-def answers(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The labels, (n,), and the probabilities of each of a recipe's runs, (runs, n, 10)."""
-    runs = [run for run in Run.below(folder) if run.config.get("name") == name]
+def predictions(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the test labels, (n,), and each run's probabilities, (runs, n, 10).
+
+    Raises:
+        UserError: there is no run of that name.
+    """
+    runs = [run for run in Run.find(folder) if run.config.get("name") == name]
     if not runs:
         raise UserError(f"{folder} has no run of {name}: scripts/reproduce {folder.name} makes it.")
-    predictions = [run.predictions("test") for run in runs]
-    return predictions[0].labels, np.stack([found.probabilities for found in predictions])
+    found = [run.predictions("test") for run in runs]
+    return found[0].labels, np.stack([each.probabilities for each in found])
 
 
 class Change(NamedTuple):
-    """Of one class: recalls in per cent, their difference in points with its 95 % interval."""
+    """One class: recalls in per cent, their difference in percentage points with its interval."""
 
     name: str
     before: float
@@ -45,34 +50,31 @@ class Change(NamedTuple):
     p_holm: float  # corrected for all classes
 
     def __str__(self) -> str:
-        chance = "< 0.001" if self.p_holm < 0.001 else f"{self.p_holm:.3f}"  # noqa: PLR2004
         return (
             f"| {self.name} | {self.before:.1f} | {self.after:.1f} | {self.points:+.1f} "
-            f"| {self.low:+.1f} to {self.high:+.1f} | {chance} |"
+            f"| {self.low:+.1f} to {self.high:+.1f} | {p_value(self.p_holm)} |"
         )
 
 
 def changes() -> list[Change]:
-    """One a class, the greatest gain first."""
-    (labels, before), (_, after) = answers(*BEFORE), answers(*AFTER)
+    """Return one change per class, the largest gain first."""
+    (labels, before), (_, after) = predictions(*BEFORE), predictions(*AFTER)
     found = []
     for label, name in enumerate(CLASSES):
-        of_class = labels == label
-        difference = metrics.bootstrap_difference(
-            labels[of_class], after[:, of_class], before[:, of_class]
-        )
+        members = labels == label
+        difference = bootstrap_difference(labels[members], after[:, members], before[:, members])
         found.append(
             Change(
                 name,
-                100 * float((before[:, of_class].argmax(axis=2) == label).mean()),
-                100 * float((after[:, of_class].argmax(axis=2) == label).mean()),
+                100 * float((before[:, members].argmax(axis=2) == label).mean()),
+                100 * float((after[:, members].argmax(axis=2) == label).mean()),
                 100 * difference.mean,
                 100 * difference.low,
                 100 * difference.high,
                 difference.p_value,
             )
         )
-    corrected = metrics.holm([change.p_holm for change in found])
+    corrected = holm([change.p_holm for change in found])
     rows = [change._replace(p_holm=p) for change, p in zip(found, corrected, strict=True)]
     return sorted(rows, key=lambda row: row.points, reverse=True)
 
@@ -80,7 +82,7 @@ def changes() -> list[Change]:
 def main() -> None:
     with cli_errors():
         rows = changes()
-        header = f"| class | {BEFORE[1]}: recall, % | {AFTER[1]}: recall, % | points |"
+        header = f"| class | {BEFORE[1]}: recall, % | {AFTER[1]}: recall, % | difference, pp |"
         lines = [
             f"{header} 95 % interval | p (Holm) |",
             "| --- | --: | --: | --: | --: | --: |",

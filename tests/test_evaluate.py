@@ -1,5 +1,6 @@
-"""The real command on tiny runs: what it writes, what it says, what it refuses."""
+"""The real command on tiny runs: what it writes, prints and refuses."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -7,17 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from conftest import Command, Outcome, run_command, tiny_overrides
 from omegaconf import OmegaConf
 from PIL import Image
 
-from fashion.data.datamodule import CLASSES, FashionMNIST
-from fashion.evaluate import evaluate
+from fashion.data import CLASSES
 from fashion.report import metrics
-from fashion.report.metrics import Interval
 from fashion.runs.run import Predictions, Run
-from fashion.training.classifier import load_classifier, predict
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def run(tiny_run: Path, tmp_path: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def other_run(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
-    """Another seed's, with too little training to know every picture."""
+    """A run of another seed, trained too little to classify every image correctly."""
     folder = tmp_path_factory.mktemp("logs") / "other"
     with pytest.MonkeyPatch.context() as monkeypatch:
         status = run_command(
@@ -46,23 +45,13 @@ def other(other_run: Path, tmp_path: Path) -> Run:
 
 
 @pytest.fixture
-def data(tiny_data: Path) -> FashionMNIST:
-    data = FashionMNIST(
-        0, root=str(tiny_data), batch_size=32, val_size=100, split_seed=0, official=False
-    )
-    data.setup("validate")
-    data.setup("test")
-    return data
-
-
-@pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would take most of the time."""
-    monkeypatch.setattr("fashion.evaluate.write_report", lambda *_: None)
+    """It takes most of the time."""
+    monkeypatch.setattr("fashion.report.page.write_report", lambda run, _: run.folder)
 
 
 def change(run: Run, **changes: Any) -> None:
-    """Of the configuration; None takes a key out."""
+    """Change the configuration; None removes a key."""
     path = run.folder / ".hydra/config.yaml"
     config = OmegaConf.load(path)
     for key, value in changes.items():
@@ -83,14 +72,13 @@ def refused(done: Outcome, *parts: str) -> None:
         assert part in done.err
 
 
-def percent(metrics: dict[str, Any], key: str) -> str:
-    value, low, high = (100 * metrics[f"{key}{bound}"] for bound in ("", "_low", "_high"))
-    return f"{value:.2f} % (95 % interval {low:.2f} to {high:.2f})"
+def percent(found: dict[str, Any], key: str) -> str:
+    value, low, high = (100 * found[f"{key}{end}"] for end in ("", "_low", "_high"))
+    return f"{value:.2f} % (95 % interval {low:.2f} to {high:.2f} %)"
 
 
 def test_again_gives_what_training_reported(command: Command, run: Run) -> None:
-    before = run.metrics
-    predictions = run.predictions("val")
+    before, predictions = run.metrics, run.predictions("val")
     for name in ("val.npz", "report.html", "figures/mistakes.png"):
         (run.folder / name).unlink()
     done = command("evaluate", run.folder)
@@ -100,170 +88,135 @@ def test_again_gives_what_training_reported(command: Command, run: Run) -> None:
     assert (run.folder / "report.html").stat().st_size > 50_000
     for name in ("mistakes", "confusion_matrix"):
         with Image.open(run.folder / f"figures/{name}.png") as figure:
-            assert figure.width > 1000
+            assert figure.width > 900
     lines = done.out.splitlines()
     assert lines[0] == str(run.folder)
-    assert lines[1].startswith(f"  Validation accuracy {percent(before, 'val/acc')}, of epoch ")
-    assert len(lines) == 5
+    assert lines[1].startswith(f"  Validation accuracy {percent(before, 'val/acc')}, epoch ")
+    assert lines[-1] == f"  report {run.folder / 'report.html'}"
 
 
-def test_the_test_split_takes_validation_s_temperature(
-    command: Command, other: Run, data: FashionMNIST
-) -> None:
-    before = other.metrics
-    done = command("evaluate", other.folder, "--split", "test")
-    assert (done.status, done.err) == (0, "")
-    numbers = other.metrics
-    assert {key: numbers[key] for key in before} == before
-    labels, probabilities = other.predictions("test")
-    np.testing.assert_array_equal(labels, data.test.labels)
-    assert numbers["test/acc"] == (probabilities.argmax(1) == labels).mean()
-    temperature = before["val/temperature"]
-    assert abs(temperature - 1) > 0.05
-    scaled = metrics.apply_temperature(probabilities, temperature)
-    assert numbers["test/ece_scaled"] == metrics.scores(labels, scaled)["ece"]
-    assert numbers["test/ece_scaled"] != numbers["test/ece"]
-    assert "test/temperature" not in numbers
-    assert f"Test accuracy {percent(numbers, 'test/acc')}" in done.out
-    assert f"% at temperature {temperature:.3g}" in done.out
-    assert "test pictures" in (other.folder / "report.html").read_text(encoding="utf-8")
-
-
-def test_training_s_own_test_takes_validation_s_temperature(
+def test_user_metrics_of_the_reported_epoch(
     command: Command, tiny_data: Path, tmp_path: Path
 ) -> None:
     done = command(
-        *("train", *tiny_overrides(tiny_data), "model=linear", "trainer=smoke", "test=true"),
-        *("report=false", f"hydra.run.dir={tmp_path}/run"),
+        *("train", *tiny_overrides(tiny_data), "model=linear", "trainer.max_epochs=2"),
+        *("+metrics.kappa._target_=torchmetrics.classification.MulticlassCohenKappa",),
+        f"hydra.run.dir={tmp_path}/run",
     )
     assert done.status == 0, done.err
-    numbers = Run(tmp_path / "run").metrics
-    labels, probabilities = Run(tmp_path / "run").predictions("test")
-    scaled = metrics.apply_temperature(probabilities, numbers["val/temperature"])
-    assert numbers["test/ece_scaled"] == metrics.scores(labels, scaled)["ece"]
+    run = Run(tmp_path / "run")
+    position = int(run.metrics["best_epoch"]) - 1
+    assert run.metrics["val/kappa"] == pytest.approx(run.history["val/kappa"][position])
+    assert f" {run.metrics['val/kappa']:.4g} |" in command("compare", run.folder).out
 
 
-def test_no_temperature_is_said(command: Command, run: Run) -> None:
-    left = {key: value for key, value in run.metrics.items() if key != "val/temperature"}
-    run.write_text("metrics.json", json.dumps(left))
-    done = command("evaluate", run.folder, "--split", "test")
-    assert done.status == 0, done.err
-    assert "no temperature is fitted, which evaluating --split val does" in done.out
-    assert "test/ece_scaled" not in run.metrics
-    page = (run.folder / "report.html").read_text(encoding="utf-8")
-    assert "No temperature is fitted" in page
-    assert "after the logits are divided" not in page
-
-
-def test_numbers_by_class_and_pair(other: Run, data: FashionMNIST) -> None:
-    numbers = evaluate(other, "val", data)
-    labels, probabilities = other.predictions("val")
-    predicted = probabilities.argmax(1)
-    for label, name in enumerate(CLASSES):
-        hits = int(((predicted == label) & (labels == label)).sum())
-        assert numbers[f"val/recall/{name}"] == pytest.approx(hits / 10)
-        found = Interval(numbers[f"val/recall_low/{name}"], numbers[f"val/recall_high/{name}"])
-        assert found == pytest.approx(metrics.accuracy_interval(hits, 10))
-        assert numbers[f"val/f1_low/{name}"] <= numbers[f"val/f1/{name}"]
-        assert numbers[f"val/f1/{name}"] <= numbers[f"val/f1_high/{name}"]
-        assert f"val/precision/{name}" in numbers
-        for answer, other_name in enumerate(CLASSES):
-            if answer != label:
-                count = ((labels == label) & (predicted == answer)).sum()
-                assert numbers[f"val/confused/{name} as {other_name}"] == count
-    counts = [value for key, value in numbers.items() if key.startswith("val/confused/")]
-    assert sum(counts) == (predicted != labels).sum() > 0
-    both_ways = [first + second for first, second in zip(counts[::2], counts[1::2], strict=True)]
-    assert both_ways == sorted(both_ways, reverse=True)
-    assert all(isinstance(value, float | int) for value in numbers.values())
-
-
-def test_the_mirrored_view_stands_beside_the_single_one(
-    command: Command, other: Run, data: FashionMNIST
+def test_the_test_split_beside_validation(
+    command: Command, other: Run, tiny_data: Path, tmp_path: Path
 ) -> None:
     before = other.metrics
-    done = command("evaluate", other.folder, "--views", "mirrored")
+    file = tmp_path / "mistakes.csv"
+    done = command("evaluate", other.folder, "--split", "test", "--mistakes", file)
     assert (done.status, done.err) == (0, "")
-    numbers = other.metrics
-    assert {key: numbers[key] for key in before} == before
-    network = load_classifier(other)
-    images = data.val.images
-    expected = (predict(network, images) + predict(network, torch.flip(images, [2]))) / 2
-    found = other.predictions("val", "mirrored")
-    np.testing.assert_allclose(found.probabilities, expected, atol=1e-6)
-    assert not np.allclose(found.probabilities, other.predictions("val").probabilities)
-    right = (found.probabilities.argmax(1) == found.labels).sum()
-    interval = metrics.accuracy_interval(int(right), 100)
-    assert numbers["val/acc_mirrored"] == right / 100
-    assert (numbers["val/acc_mirrored_low"], numbers["val/acc_mirrored_high"]) == interval
-    assert f"with the mirrored view {percent(numbers, 'val/acc_mirrored')}" in done.out
-    table = json.loads(command("compare", other.folder, "--views=mirrored", "--format=json").out)
-    assert table["views"] == "mirrored"
-    assert table["rows"][0]["accuracy"] == pytest.approx(100 * numbers["val/acc_mirrored"])
-    assert "val accuracy (mirrored), %" in command("compare", other.folder, "--views=mirrored").out
+    found = other.metrics
+    assert {key: found[key] for key in before} == before
+    labels, probabilities = other.predictions("test")
+    assert labels.tolist() == [i % 10 for i in range(100)]
+    assert found["test/acc"] == (probabilities.argmax(1) == labels).mean()
+    # The temperature is validation's.
+    temperature = before["val/temperature"]
+    scaled = metrics.apply_temperature(probabilities, temperature)
+    assert found["test/ece_scaled"] == metrics.scores(labels, scaled)["ece"]
+    assert "test/temperature" not in found
+    assert f"Test accuracy {percent(found, 'test/acc')}" in done.out
+    # Validation's page, evaluated afterwards, does not replace the test set's.
+    page = (other.folder / "report-test.html").read_text(encoding="utf-8")
+    assert "test images" in page
+    assert command("evaluate", other.folder).status == 0
+    assert "validation images" in (other.folder / "report.html").read_text(encoding="utf-8")
+    assert (other.folder / "report-test.html").read_text(encoding="utf-8") == page
+    with file.open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert len(rows) == (probabilities.argmax(1) != labels).sum() > 0
+    for row in rows:
+        index = int(row["index"])
+        assert row["true"] == CLASSES[labels[index]] != row["predicted"]
+        best = CLASSES[probabilities[index].argmax()]
+        assert row["predicted"] == best
+        assert float(row[f"p({best})"]) == pytest.approx(probabilities[index].max(), abs=1e-6)
+    refused(command("evaluate", other.folder, "--mistakes", file), f"{file} exists; --force")
 
 
-@pytest.mark.parametrize("views", ["single", "mirrored"])
+@pytest.mark.usefixtures("no_report")
+def test_flip_augmentation_beside_the_single_view(command: Command, other: Run) -> None:
+    before = other.metrics
+    done = command("evaluate", other.folder, "--tta", "hflip")
+    assert (done.status, done.err) == (0, "")
+    found = other.metrics
+    assert {key: found[key] for key in before} == before
+    flipped = other.predictions("val", "hflip")
+    assert found["val/acc_hflip"] == (flipped.probabilities.argmax(1) == flipped.labels).mean()
+    expected = percent(found, "val/acc_hflip")
+    assert f"with horizontal-flip test-time augmentation {expected}" in done.out
+    table = json.loads(command("compare", other.folder, "--tta=hflip", "--format=json").out)
+    assert table["tta"] == "hflip"
+    assert table["rows"][0]["accuracy"] == pytest.approx(100 * found["val/acc_hflip"])
+    assert "val accuracy (hflip), %" in command("compare", other.folder, "--tta=hflip").out
+
+
 @pytest.mark.usefixtures("no_report")
 def test_an_ensemble_averages_probabilities(
-    command: Command, run: Run, other: Run, tmp_path: Path, views: str
+    command: Command, run: Run, other: Run, tmp_path: Path
 ) -> None:
     file = tmp_path / "results/ensemble.json"
-    command("evaluate", run.folder, "--views", views)
-    alone = run.metrics
     runs = (run.folder, other.folder, run.folder)  # one twice, which counts once
-    done = command("evaluate", *runs, "--views", views, "--output", file)
+    done = command("evaluate", *runs, "--tta", "hflip", "--output", file)
     assert (done.status, done.err) == (0, "")
-    assert run.metrics == alone
-    numbers = json.loads(file.read_text(encoding="utf-8"))
-    assert numbers["runs"] == [str(run.folder), str(other.folder)]
-    for kind, suffix in {"single": "", views: "" if views == "single" else "_mirrored"}.items():
-        first, second = (each.predictions("val", kind) for each in (run, other))
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert found["runs"] == [str(run.folder), str(other.folder)]
+    for tta, suffix in (("none", ""), ("hflip", "_hflip")):
+        first, second = (each.predictions("val", tta) for each in (run, other))
         mean = (first.probabilities + second.probabilities) / 2
-        assert numbers[f"val/acc{suffix}"] == (mean.argmax(1) == first.labels).mean()
+        assert found[f"val/acc{suffix}"] == (mean.argmax(1) == first.labels).mean()
         ensemble = done.out.split("Ensemble of these 2\n")[1]
-        assert percent(numbers, f"val/acc{suffix}") in ensemble
-    assert {"val/loss", "val/ece", "commit", "machine"} <= set(numbers)
-    assert ("val/acc_mirrored" in numbers) == (views == "mirrored")
+        assert percent(found, f"val/acc{suffix}") in ensemble
+    assert {"val/loss", "val/ece", "commit", "machine"} <= set(found)
+    refused(command("evaluate", *runs, "--output", file), f"{file} exists; --force")
 
 
 @pytest.mark.usefixtures("no_report")
-def test_an_ensemble_is_of_one_split(command: Command, run: Run, other: Run) -> None:
-    change(other, **{"data.split_seed": 1})
+def test_an_ensemble_is_of_the_same_images(
+    command: Command, run: Run, other: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = run.metrics
+    change(other, **{"data.split_seed": 1})
     refused(
         command("evaluate", run.folder, other.folder),
-        *("hold out different images", f"{other.folder}  data.split_seed=1"),
+        *("different validation images", f"{other.folder}  data.split_seed=1"),
     )
     assert run.metrics == before
     done = command("evaluate", run.folder, other.folder, "--split", "test")
     assert done.status == 0, done.err  # the test set is the same
     assert "Ensemble of these 2\n  Test accuracy" in done.out
-
-
-@pytest.mark.usefixtures("no_report")
-def test_an_ensemble_is_of_the_same_pictures(
-    command: Command, run: Run, other: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Such as of two data folders."""
+    # Such as of two data folders.
     write = Run.write_predictions
 
-    def turn(each: Run, split: str, predictions: Predictions, views: str = "single") -> None:
+    def reverse(each: Run, split: str, given: Predictions, tta: str = "none") -> None:
         if each.folder == other.folder:
-            predictions = Predictions(predictions.labels[::-1].copy(), predictions.probabilities)
-        write(each, split, predictions, views)
+            given = Predictions(given.labels[::-1].copy(), given.probabilities)
+        write(each, split, given, tta)
 
-    monkeypatch.setattr(Run, "write_predictions", turn)
-    refused(
-        command("evaluate", run.folder, other.folder),
-        *(f"other images than {run.folder}", f"  {other.folder}"),
-    )
+    monkeypatch.setattr(Run, "write_predictions", reverse)
+    done = command("evaluate", run.folder, other.folder, "--split", "test")
+    refused(done, "different images", f"  {other.folder}")
 
 
-def test_one_run_is_no_ensemble(command: Command, run: Run, tmp_path: Path) -> None:
-    done = command("evaluate", run.folder, "--output", tmp_path / "file.json")
+def test_options_of_one_run_or_of_several(command: Command, run: Run, other: Run) -> None:
+    done = command("evaluate", run.folder, "--output", run.folder / "file.json")
     assert done.status == 2
     assert "of several runs" in done.err
+    done = command("evaluate", run.folder, other.folder, "--mistakes", run.folder / "file.csv")
+    assert done.status == 2
+    assert "for one run" in done.err
 
 
 def test_an_unfinished_run_is_refused_before_the_others_are_evaluated(
@@ -277,7 +230,7 @@ def test_an_unfinished_run_is_refused_before_the_others_are_evaluated(
 
 def test_a_run_that_is_being_written_is_left_alone(command: Command, run: Run) -> None:
     before = run.metrics
-    with run.held():
+    with run.lock():
         refused(command("evaluate", run.folder), f"Another process is writing the run {run.folder}")
     assert run.metrics == before
 
@@ -290,58 +243,49 @@ def test_a_run_without_a_validation_split(
         *("callbacks.early_stopping=null", "model=linear", f"hydra.run.dir={tmp_path}/run"),
     )
     assert done.status == 0, done.err
-    refused(command("evaluate", tmp_path / "run"), "it has no validation split")
+    refused(command("evaluate", tmp_path / "run"), "has no validation split")
     done = command("evaluate", tmp_path / "run", "--split", "test")
     assert done.status == 0, done.err
-    assert "no temperature is fitted: the run has no validation split" in done.out
-
-
-def test_a_split_that_lacks_classes(command: Command, tiny_data: Path, tmp_path: Path) -> None:
-    done = command(
-        *("train", *tiny_overrides(tiny_data), "data.val_size=3", "trainer=smoke"),
-        *("report=true", "model=linear", f"hydra.run.dir={tmp_path}/run"),
-    )
-    assert done.status == 0, done.err
+    assert "temperature" not in done.out
     page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
-    assert "There are no pictures of" in page
+    assert "No temperature was fitted" in page
+
+
+@pytest.mark.usefixtures("no_report")
+def test_data_is_found_where_the_run_was_made_or_where_it_is_told(
+    command: Command, run: Run, tiny_data: Path, tmp_path: Path
+) -> None:
+    change(run, **{"data.root": "mydata"})
+    refused(command("evaluate", run.folder), "mydata")
+    shutil.copytree(tiny_data, tmp_path / "mydata")  # the run lies in tmp_path too
+    before = run.metrics
+    assert command("evaluate", run.folder).status == 0
+    change(run, **{"data.root": "elsewhere"})
+    assert command("evaluate", run.folder, "--data", tiny_data).status == 0
+    assert run.metrics == before
 
 
 @pytest.mark.parametrize(
-    ("changes", "part"),
+    ("changes", "parts"),
     [
-        ({"data": None}, "data or seed is missing"),
-        ({"data": 3}, "data or seed is missing"),
-        ({"data.val_size": "many"}, "data.val_size = many"),
-        ({"data._target_": None}, "names no data set (data._target_)"),
-        ({"data.root": None}, "data.root is missing"),
-        (
-            {"data": {"val_size": 100, "_target_": "fashion.training.networks.ConvNet"}},
-            "data.val_size: there is no such key",
-        ),
-        ({"model": None}, "names no network"),
-        ({"model": 3}, "names no network"),
-        ({"model": {"network": {"_target_": "os.mkdir"}}}, "os.mkdir"),
+        ({"data": None}, ["data or seed is missing"]),
+        ({"data.val_size": "many"}, ["data.val_size"]),
+        ({"data._target_": None}, ["names no class under data"]),
+        ({"data._target_": "os.mkdir"}, ["os.mkdir", "--trust"]),
+        ({"model": None}, ["names no class under model.network"]),
+        ({"model": {"network": {"_target_": "os.mkdir"}}}, ["os.mkdir", "--trust"]),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("verb", ["evaluate", "predict"])
 def test_a_foreign_folder(
-    command: Command, run: Run, changes: dict[str, Any], part: str, verb: str
+    command: Command, run: Run, changes: dict[str, Any], parts: list[str]
 ) -> None:
     change(run, **changes)
-    if verb == "evaluate":
-        refused(command("evaluate", run.folder), part)
-        return
-    photo = run.folder / "photo.png"
-    Image.fromarray(np.eye(28, dtype=np.uint8) * 255).save(photo)
-    done = command("predict", run.folder, photo)
-    if part in ("names no data set (data._target_)", "data.root is missing"):
-        assert done.status == 0  # it needs none
-    else:
-        refused(done, part)
+    refused(command("evaluate", run.folder), *parts)
 
 
-def test_metrics_of_somebody_else(command: Command, run: Run) -> None:
+@pytest.mark.usefixtures("no_report")
+def test_metrics_of_another_program(command: Command, run: Run) -> None:
     run.write_text("metrics.json", "{}")
     done = command("evaluate", run.folder)
     assert done.status == 0, done.err

@@ -1,42 +1,84 @@
-"""A person's photo turned into the dataset's format, the way the dataset was made; no torch.
+"""Conversion of a person's photo to the dataset's format; no torch.
 
 Xiao, Rasul & Vollgraf (2017), "Fashion-MNIST", section 2: edges within 5 % of the background's
-colour are trimmed, the longest edge becomes 28, the picture is sharpened by a Gaussian of radius 1,
-centred on the background, negated, and made grey. A shop's background is one light colour; a
-person's is not, so here it is estimated from what most of the border shows.
+color are trimmed, the longest edge becomes 28, the image is sharpened by a Gaussian of radius 1,
+centered on the background, negated, and converted to grey. A shop's background is one light color;
+a person's is not, so here it is estimated from what most of the border shows.
 """
 
+import importlib
 import os
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError, features
 from scipy import ndimage
 
 from fashion.errors import UserError
 
 # No format more: some that Pillow reads start other programs.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-EDGE = 448  # pixels, 16 times the dataset's: a larger picture is reduced first
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # and AVIF and HEIC, see _formats
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".avif", ".heic", ".heif")
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+EDGE = 448  # pixels, 16 times the dataset's: a larger image is reduced first
 SIDE = 28
-CLOSE = 0.05 * 255  # how near the background's colour still is background, as in the paper
+CLOSE = 0.05 * 255  # how near the background's color still is background, as in the paper
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in Pillow's mode L
-# All 60,000 training pictures have at least 36 % of their border within `CLOSE` of black.
+# All 60,000 training images have at least 36 % of their border within `CLOSE` of black.
 BLACK_BORDER = 1 / 3
-# 99 % of the training pictures are brighter on average over what is not background.
+# 99 % of the training images are brighter on average over what is not background.
 FAINT = 51
+DARK = 64  # an image without a lighter pixel is stretched
+# The constants below were settled on training images made into photos (scripts/checks/photos.py).
+FRAMES = 3  # at most, one within the other
+STRAIGHT = 0.9  # fraction of a frame's side
+SOFT = 3  # pixels between a frame and what it holds, after blurring
+PLAIN_BORDER = 0.75  # fraction of the border of what a frame holds
+ANOTHER = 0.1  # area of a second product, relative to the largest
+# Search for a shadow: pixels of the longest edge; levels of its darkness and their tolerance, 0..1;
+# distances of it, in pixels; smallest areas of it and of what casts it, relative to both; overlap.
+SHADOW_SIDE, SHADOW_LEVELS, SHADOW_TOLERANCE = 48, np.arange(0.3, 0.76, 0.04), 0.04
+SHADOW_DISTANCES, SHADOW_AREA, CASTING_AREA, SHADOW_OVERLAP = (2, 12), 0.05, 0.2, 0.5
+
+
+class Prepared(NamedTuple):
+    """A photo in the dataset's format, and what in it is unlike the dataset."""
+
+    image: UInt8[np.ndarray, "28 28"]
+    several: bool = False  # there were other products: the largest is shown
+    shadow: bool = False  # part of the product looks like a shadow that the rest casts
+    faint: bool = False  # it hardly differs from its background, as a white product on white
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Return the photos directly in a folder, by their names' endings, sorted.
+
+    Raises:
+        UserError: there are none, or the folder cannot be read.
+    """
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}.") from error
+    found = [
+        path for path in paths if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    ]
+    if not found:
+        raise UserError(f"{folder} holds no photos ({', '.join(SUFFIXES)}).")
+    return found
 
 
 def read(path: Path) -> Image.Image:
-    """A picture file as a person sees it: RGB, upright, the first frame, edges at most `EDGE`.
+    """Read an image file as a person sees it: RGB, upright, first frame, edges at most `EDGE`.
 
     Memory is bounded by Pillow's limit on the size that a file declares, 89 million pixels, which
     is checked before anything is decoded; the peak is about 1 GB.
 
     Raises:
-        UserError: it is not a picture in one of `FORMATS`, is damaged, too large or not readable.
+        UserError: it is in another format, or is damaged, too large or not readable.
     """
     # Not Path's own, which raise where a folder may not be searched. A pipe would keep us waiting.
     if not os.path.isfile(path):  # noqa: PTH113
@@ -45,16 +87,19 @@ def read(path: Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of oddities that Pillow can live with
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as picture:
+            formats = _formats(path)
+            with Image.open(path, formats=formats) as picture:
                 picture.verify()  # a PNG's check sums, which decoding it does not compare
-            with Image.open(path, formats=FORMATS) as picture:
+            with Image.open(path, formats=formats) as picture:
                 picture.draft(None, (EDGE, EDGE))  # a large JPEG is decoded at a smaller scale
                 return as_seen(picture)
+    except UserError:
+        raise
     except UnidentifiedImageError as error:
         if not path.stat().st_size:
             raise UserError(f"{path} is empty.") from error
         raise UserError(
-            f"{path} is not a picture that can be read; save it as one of {', '.join(FORMATS)}."
+            f"{path} is not an image that can be read; save it as one of {', '.join(FORMATS)}."
         ) from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UserError(
@@ -63,6 +108,35 @@ def read(path: Path) -> Image.Image:
     except Exception as error:  # Pillow raises nearly anything on a broken file
         reason = getattr(error, "strerror", None) or f"it is cut or damaged ({error})"
         raise UserError(f"{path} cannot be read: {reason}.") from error
+
+
+def _formats(path: Path) -> tuple[str, ...]:
+    """Return what Pillow may take a file for.
+
+    Raises:
+        UserError: it is HEIC or AVIF, and what reads that is not installed.
+    """
+    with path.open("rb") as file:
+        box, brand = file.read(8)[4:], file.read(4)
+    if box != b"ftyp":
+        return FORMATS
+    if brand in HEIF_BRANDS:
+        try:
+            importlib.import_module("pillow_heif").register_heif_opener()
+        except ImportError as error:
+            raise UserError(
+                f"{path} is a HEIC photo. Install the package that reads it (pip install "
+                "pillow-heif), or save the photo as JPEG."
+            ) from error
+        return ("HEIF",)
+    if brand.startswith(b"avi"):
+        if not features.check("avif"):
+            raise UserError(
+                f"{path} is an AVIF photo, which this Pillow does not read. Install one that does "
+                "(pip install 'pillow>=11.3'), or save the photo as JPEG."
+            )
+        return ("AVIF",)
+    return FORMATS
 
 
 def as_seen(picture: Image.Image) -> Image.Image:
@@ -92,12 +166,13 @@ def as_seen(picture: Image.Image) -> Image.Image:
     return picture
 
 
-def prepare(picture: Image.Image) -> UInt8[np.ndarray, "28 28"]:
-    """What a network sees of a picture of any mode and size: the product bright on 0.
+def prepare(picture: Image.Image) -> Prepared:
+    """Convert an image of any mode and size to the dataset's format: the product bright on 0.
 
-    A 28 x 28 picture in the dataset's style, with a third of its border black, is passed as it is.
-    Any other is trimmed; then what differs most from its background becomes brightest, whether it
-    is darker than the background (as in a shop's photos, which the dataset negates) or lighter.
+    A 28 x 28 image in the dataset's style, with a third of its border black, is returned as it is.
+    Any other loses plain bars and frames, then all that is far from its largest product; then what
+    differs most from the background becomes brightest, whether it is darker than the background
+    (as in a shop's photos, which the dataset negates), lighter, or of another color.
 
     Raises:
         UserError: nothing stands out from the background.
@@ -106,12 +181,12 @@ def prepare(picture: Image.Image) -> UInt8[np.ndarray, "28 28"]:
     if picture.size == (SIDE, SIDE):
         grey = np.array(picture.convert("L"))
         if grey.any() and (grey[_border(grey.shape)] <= CLOSE).mean() >= BLACK_BORDER:
-            return grey
-    pixels = np.asarray(picture, dtype=np.float64)
+            return Prepared(grey, faint=is_faint(grey))
+    pixels = _without_frame(_stretched(np.asarray(picture, dtype=np.float64)))
     background, roughness = _background(pixels)
-    distance = np.abs(pixels - background).max(axis=2)
-    product = _product(distance, max(CLOSE, 4 * roughness))
-    ink = _ink(pixels @ LUMA, background @ LUMA, product)
+    distance = _distance(pixels, background)
+    product, several = _product(distance, max(CLOSE, 4 * roughness))
+    ink = _ink(pixels, background, product)
     trimmed = Image.fromarray(ink[ndimage.find_objects(product.astype(np.uint8))[0]])
     width, height = (max(1, round(edge * SIDE / max(trimmed.size))) for edge in trimmed.size)
     small = trimmed.resize((width, height), Image.Resampling.LANCZOS)
@@ -119,24 +194,98 @@ def prepare(picture: Image.Image) -> UInt8[np.ndarray, "28 28"]:
     canvas = Image.new("L", (SIDE, SIDE))
     # An odd pixel goes to the left and to the top, as in the dataset.
     canvas.paste(sharp, ((SIDE - width + 1) // 2, (SIDE - height + 1) // 2))
-    return np.array(canvas)
+    image = np.array(canvas)
+    return Prepared(image, several, _has_shadow(ink, product), is_faint(image))
 
 
 def is_faint(image: UInt8[np.ndarray, "28 28"]) -> bool:
-    """Whether a prepared picture shows a product that hardly differs from its background.
+    """Return whether the product hardly differs from its background.
 
-    The dataset leaves out white products, so that no network trained on it has seen the like.
+    The dataset leaves out white products, so that no network trained on it has seen one.
     """
     product = image > CLOSE
     return bool(image[product].sum() <= FAINT * product.sum())
 
 
+def _stretched(pixels: Float[np.ndarray, "height width 3"]) -> Float[np.ndarray, "height width 3"]:
+    """Spread a nearly black image, as 12-bit colors in a 16-bit PNG are read, over the range."""
+    lightest = pixels.max()
+    return pixels * (255 / lightest) if 0 < lightest < DARK else pixels
+
+
+def _distance(
+    pixels: Float[np.ndarray, "height width 3"], color: Float[np.ndarray, "..."]
+) -> Float[np.ndarray, "height width"]:
+    """Return how far each pixel is from a color, in the channel where it is furthest."""
+    red, green, blue = np.moveaxis(np.abs(pixels - color), 2, 0)
+    return np.maximum(np.maximum(red, green), blue)  # several times as fast as max(axis=2)
+
+
+def _without_frame(
+    pixels: Float[np.ndarray, "height width 3"],
+) -> Float[np.ndarray, "height width 3"]:
+    """The image without the plain bars along its edges and the plain frames around it."""
+    for _ in range(FRAMES):
+        edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
+        inner = next((box for edge in edges if (box := _inside(pixels, edge)) is not None), None)
+        if inner is None:
+            break
+        pixels = pixels[inner]
+    return pixels
+
+
+def _inside(
+    pixels: Float[np.ndarray, "height width 3"], edge: Float[np.ndarray, "length 3"]
+) -> tuple[slice, slice] | None:
+    """What a bar or frame of an outermost line's color leaves; None if that line is in none.
+
+    What is left by a frame is a rectangle: each of its four sides is straight, and not of the
+    frame's color nearly all along. A product's sides hardly ever are, and what is between them
+    does not look like a product before a background of its own.
+    """
+    color = np.median(edge, axis=0)
+    if (np.abs(edge - color).max(axis=1) <= CLOSE).mean() < STRAIGHT:
+        return None
+    other = ndimage.gaussian_filter(_distance(pixels, color), sigma=1) > CLOSE
+    parts, count = ndimage.label(other)
+    if not count:
+        return None
+    largest = 1 + int(np.bincount(parts.ravel())[1:].argmax())
+    rows, columns = ndimage.find_objects(parts)[largest - 1]
+    # Without the soft transition between the two.
+    box = tuple(
+        slice(part.start + SOFT * (part.start > 0), part.stop - SOFT * (part.stop < length))
+        for part, length in zip((rows, columns), other.shape, strict=True)
+    )
+    inner = other[box]
+    if inner.shape == other.shape or min(inner.shape) < SIDE:
+        return None
+    straight = min(side.mean() for side in (inner[0], inner[-1], inner[:, 0], inner[:, -1]))
+    return (box[0], box[1]) if straight >= STRAIGHT and _has_background(pixels[box]) else None
+
+
+def _has_background(pixels: Float[np.ndarray, "height width 3"]) -> bool:
+    """Return whether most of the border shows one smooth surface."""
+    background, _ = _background(pixels)
+    border = _border(pixels.shape[:2])
+    near = _distance(pixels, background)[border] <= CLOSE
+    return bool(near.mean() >= PLAIN_BORDER)
+
+
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """A picture of 16 bits or more, or of floating point numbers, in mode L."""
+    """A picture of 16 bits or more, or of floating point numbers, in mode L.
+
+    A 16-bit file holds 12-bit values as often as not. Its range ends at the power of two above
+    its lightest value, so that the ratio of two brightnesses is kept; where the values fill less
+    than an eighth of that range, at its darkest and lightest value, as in the modes I and F.
+    """
     deep = picture.convert("F")
     deep.thumbnail((EDGE, EDGE))
     values = np.nan_to_num(np.asarray(deep)).astype(np.float64)
-    low, high = (values.min(), values.max()) if picture.mode in ("I", "F") else (0, 65535)
+    low, high = values.min(), values.max()
+    full = 2 ** int(high).bit_length() - 1 if picture.mode.startswith("I;16") else 0
+    if high - low >= full / 8 > 0:
+        low, high = 0, full
     share = (values - low) / (high - low or 1)
     return Image.fromarray((255 * share).round().astype(np.uint8))
 
@@ -152,9 +301,9 @@ def _border(shape: tuple[int, ...]) -> Bool[np.ndarray, "height width"]:
 def _background(
     pixels: Float[np.ndarray, "height width 3"],
 ) -> tuple[Float[np.ndarray, "height width 3"], float]:
-    """The background's colour at each pixel, and how far from it the background itself strays.
+    """The background's color at each pixel, and how far from it the background itself strays.
 
-    The colour is a quadratic surface through what most of the border shows: a wall is rarely lit
+    The color is a quadratic surface through what most of the border shows: a wall is rarely lit
     evenly, and lenses darken corners.
     """
     border = _border(pixels.shape[:2])
@@ -162,7 +311,11 @@ def _background(
     counts = np.bincount(grey[border].astype(int), minlength=256).astype(float)
     # The commonest level, not the median: a product may touch most of the border.
     level = ndimage.uniform_filter1d(counts, round(2 * CLOSE), mode="constant").argmax()
-    plain = border & (np.abs(grey - level) <= 2 * CLOSE)
+    common = border & (np.abs(grey - level) <= 2 * CLOSE)
+    # Of these, what has their color: a product may be as bright as its background.
+    color = np.median(pixels[common], axis=0)
+    near = common & (_distance(pixels, color) <= 2 * CLOSE)
+    plain = near if near.any() else common
     row, column = np.indices(border.shape) / max(border.shape)
     terms = [np.ones(border.shape), row, column, row**2, row * column, column**2]
     surface = np.stack(terms, axis=-1)
@@ -173,30 +326,89 @@ def _background(
 
 def _product(
     distance: Float[np.ndarray, "height width"], tolerance: float
-) -> Bool[np.ndarray, "height width"]:
-    """Where the picture is further from the background than `tolerance`, without specks of dust.
+) -> tuple[Bool[np.ndarray, "height width"], bool]:
+    """Where the largest product is, without specks of dust, and whether there are others.
+
+    What is further from the background than `tolerance` may fall apart, as a sandal's straps do:
+    of 600 training images made into photos, none into two parts beside or above each other of
+    which the smaller had a tenth of the larger's area. Those are two products.
 
     Raises:
-        UserError: nowhere.
+        UserError: nothing is further from the background.
     """
     parts, count = ndimage.label(ndimage.gaussian_filter(distance, sigma=1) > tolerance)
     if not count:
         raise UserError("Nothing stands out from the background.")
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0  # what is not product
-    return np.isin(parts, np.flatnonzero(sizes >= sizes.max() / 50))
+    sizes = np.bincount(parts.ravel())[1:]
+    boxes = ndimage.find_objects(parts)
+    largest = boxes[int(sizes.argmax())]
+    apart = np.array(
+        [
+            any(a.stop <= b.start or b.stop <= a.start for a, b in zip(box, largest, strict=True))
+            for box in boxes
+        ]
+    )
+    several = bool((apart & (sizes >= ANOTHER * sizes.max())).any())
+    kept = sizes >= sizes.max() / 50
+    if several:
+        kept &= ~apart
+    return np.isin(parts, 1 + np.flatnonzero(kept)), several
 
 
 def _ink(
-    grey: Float[np.ndarray, "height width"],
-    background: Float[np.ndarray, "height width"],
+    pixels: Float[np.ndarray, "height width 3"],
+    background: Float[np.ndarray, "height width 3"],
     product: Bool[np.ndarray, "height width"],
 ) -> UInt8[np.ndarray, "height width"]:
     """How far each pixel is from its background (0) to black (255), or to white if that is nearer.
 
-    The product as a whole decides which. Dividing by the background undoes uneven light.
+    The product as a whole decides which. Dividing by the background undoes uneven light. Where
+    that is faint, and the color is not, it is how far the color is from the background's,
+    against the furthest there is.
     """
-    if (grey - background)[product].sum() > 0:
-        grey, background = 255 - grey, 255 - background
-    share = (1 - grey / background.clip(min=1)).clip(0, 1)
-    return np.asarray(255 * share).round().astype(np.uint8)
+    grey, light = pixels @ LUMA, background @ LUMA
+    if (grey - light)[product].sum() > 0:
+        grey, light = 255 - grey, 255 - light
+    ink = 255 * (1 - grey / light.clip(min=1)).clip(0, 1)
+    color = _distance(pixels, background)
+    if ink[product].mean() <= FAINT < color[product].mean():
+        ink = (255 * color / np.quantile(color[product], 0.99)).clip(0, 255)
+    return np.asarray(ink).round().astype(np.uint8)
+
+
+def _has_shadow(
+    ink: UInt8[np.ndarray, "height width"], product: Bool[np.ndarray, "height width"]
+) -> bool:
+    """Return whether a part of the product looks like a shadow that the rest of it casts.
+
+    A cast shadow is evenly dark and has the outline of what casts it. So for each level of
+    darkness: does the rest, moved in some direction, cover just the part that has this level?
+    """
+    nearest, furthest = SHADOW_DISTANCES
+    box = ndimage.find_objects(product.astype(np.uint8))[0]
+    scale = SHADOW_SIDE / max(ink[box].shape)
+    size = tuple(max(1, round(scale * length)) for length in ink[box].shape[::-1])
+
+    def reduced(values: UInt8[np.ndarray, "height width"]) -> Float[np.ndarray, "less_h less_w"]:
+        small = Image.fromarray(values[box]).resize(size, Image.Resampling.BOX)
+        return np.pad(np.asarray(small) / 255, furthest)
+
+    darkness, both = reduced(ink * product), reduced(255 * product.astype(np.uint8)) > 0.5  # noqa: PLR2004
+    steps = range(-furthest, furthest + 1)
+    moves = [
+        (down, right)
+        for down in steps
+        for right in steps
+        if nearest <= np.hypot(down, right) <= furthest
+    ]
+    for level in SHADOW_LEVELS:
+        even = ndimage.binary_opening(both & (np.abs(darkness - level) < SHADOW_TOLERANCE))
+        rest = ndimage.binary_fill_holes(ndimage.binary_opening(both & ~even))
+        even &= ~rest
+        if even.sum() < SHADOW_AREA * both.sum() or rest.sum() < CASTING_AREA * both.sum():
+            continue
+        for move in moves:
+            cast = np.roll(rest, move, (0, 1)) & ~rest
+            if (cast & even).sum() > SHADOW_OVERLAP * (cast | even).sum():
+                return True
+    return False

@@ -232,7 +232,7 @@ def open_data(run: Run, root: Path | None = None) -> "LightningDataModule":
         folders = (Path(), *run.folder.resolve().parents)
         found = (each / section["root"] for each in folders if (each / section["root"]).is_dir())
         section["root"] = str(next(found, section["root"]))
-    data = from_config(section, run.config.seed)
+    data: LightningDataModule = from_config(section, run.config.seed)
     if isinstance(data, FashionMNIST):
         if data.official:
             download.verify(data.root)

@@ -6,7 +6,8 @@ on a phone; a page sets several side by side.
 """
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -22,10 +23,22 @@ from fashion.report.statistics import wilson
 
 # The pages replace these five by CSS variables, so that a figure follows light and dark.
 INK, MUTED, FAINT, ACCENT, PAPER = "#1c1b1a", "#6b6864", "#dcd8d2", "#b0401c", "#ffffff"
+DARK = {
+    "INK": "#ece9e4",
+    "MUTED": "#a29d96",
+    "FAINT": "#3b3835",
+    "ACCENT": "#f0895c",
+    "PAPER": "#161514",
+    "GRAY": LinearSegmentedColormap.from_list("dark images", ["#161514", "#ffffff"]),
+    "ERRORS": LinearSegmentedColormap.from_list(
+        "dark errors", ["#161514", "#5a3020", "#a85c3b", "#f0895c", "#ffd9c6"]
+    ),
+}
 # One hue from paper to nearly black: lightness alone orders the values, whatever colors one sees.
 ERRORS = LinearSegmentedColormap.from_list(
     "errors", [PAPER, "#f3c6b0", "#d9774f", ACCENT, "#571a06"]
 )
+GRAY = "gray_r"  # Matplotlib's color map of images: dark on light
 
 FEW = 4  # values of a parameter that stand side by side, whatever their distance
 
@@ -33,6 +46,17 @@ FEW = 4  # values of a parameter that stand side by side, whatever their distanc
 Series = Sequence[int] | Sequence[float | None]
 # "epoch" (from 1), "train/loss", "train/acc", "val/loss", "val/acc"; of equal length.
 History = Mapping[str, Series]
+
+
+@contextmanager
+def dark() -> Iterator[None]:
+    """Draw figures in the colors of a dark page meanwhile."""
+    light = {name: globals()[name] for name in DARK}
+    globals().update(DARK)
+    try:
+        yield
+    finally:
+        globals().update(light)
 
 
 def confusion_matrix(counts: Int[np.ndarray, "classes classes"], classes: Sequence[str]) -> Figure:
@@ -43,8 +67,8 @@ def confusion_matrix(counts: Int[np.ndarray, "classes classes"], classes: Sequen
     """
     strength = error_strength(counts)
     size = 11 * min(1.0, 10 / len(classes)) ** 0.8
-    figure = Figure((6.4, 6.0))
-    axes = figure.add_axes((0.15, 0.01, 0.84, 0.83))
+    figure = Figure((6.4, 6.0), layout="constrained")
+    axes = figure.add_subplot()
     axes.imshow(strength, cmap=ERRORS, vmin=0, vmax=1, aspect="auto")
     for (row, column), count in np.ndenumerate(counts):
         if count:
@@ -64,7 +88,9 @@ def confusion_matrix(counts: Int[np.ndarray, "classes classes"], classes: Sequen
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.text(0.012, 0.975, "true class ↓\npredicted →", size=8, color=MUTED, va="top")
+    axes.set_ylabel("true class", size=label_size, color=MUTED)
+    axes.set_xlabel("predicted class", size=label_size, color=MUTED)
+    axes.xaxis.set_label_position("top")
     return figure
 
 
@@ -171,7 +197,7 @@ def ladder(
         intervals: of the accuracies; None, of a single run, is drawn as a ring.
         steps: of each row to the one above it: a text, and whether the gain is significant.
     """
-    figure, axes = _chart(7.6, 0.5 + 0.75 * len(names), "")
+    figure, axes = _chart(7.6 if steps else 4.8, 0.5 + 0.75 * len(names), "")
     for row, (name, accuracy, interval) in enumerate(
         zip(names, accuracies, intervals, strict=True)
     ):
@@ -230,14 +256,18 @@ def reliability_diagram(reliability: Reliability, title: str) -> Figure:
 
 
 def gallery(
-    images: UInt8[np.ndarray, "n 28 28"], captions: Sequence[str], columns: int = 6
+    images: UInt8[np.ndarray, "n 28 28"],
+    captions: Sequence[str],
+    columns: int = 6,
+    *,
+    wrap: int = 28,
 ) -> Figure:
     """Draw images in rows, dark on light, each above its caption; of no images an empty figure.
 
     All images are one, and all captions lie in one pair of axes, because axes of their own would
     take most of a second to draw.
     """
-    lines = [textwrap.fill(caption, 28, break_on_hyphens=False) for caption in captions]
+    lines = [textwrap.fill(caption, wrap, break_on_hyphens=False) for caption in captions]
     # In pixels of the images, 20 per inch at 28 x 28.
     side = 28  # Fashion-MNIST's, and that of other data of its form
     width, margin = 36, 4
@@ -251,7 +281,7 @@ def gallery(
     axes.axis("off")
     axes.imshow(
         sheet.reshape(rows * height, columns * width),
-        cmap="gray_r",
+        cmap=GRAY,
         vmin=0,
         vmax=255,
         aspect="auto",
@@ -271,7 +301,9 @@ def gallery(
     return figure
 
 
-def mistakes(evaluation: Evaluation, count: int = 18, columns: int = 6) -> Figure:
+def mistakes(
+    evaluation: Evaluation, count: int = 18, columns: int = 6, *, wrap: int = 28
+) -> Figure:
     """Draw the `count` most confident mistakes, each above its sentence."""
     chosen = evaluation.mistakes[:count]
     labels, predicted = evaluation.labels[chosen], evaluation.predicted[chosen]
@@ -279,7 +311,7 @@ def mistakes(evaluation: Evaluation, count: int = 18, columns: int = 6) -> Figur
         evaluation.sentence(int(true), int(other))
         for true, other in zip(labels, predicted, strict=True)
     ]
-    return gallery(evaluation.images[chosen], captions, columns)
+    return gallery(evaluation.images[chosen], captions, columns, wrap=wrap)
 
 
 def search_history(
@@ -435,7 +467,7 @@ def budget_curve(
 def _chart(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     """Return a figure (inches) with one pair of axes, and little around the data."""
     figure = Figure((width, height), layout="constrained")
-    axes = figure.add_subplot()
+    axes = figure.add_subplot(facecolor="none")
     axes.set_title(title, loc="left", size=10, weight="bold", color=INK)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)

@@ -5,7 +5,7 @@ class is that of the highest probability, the first one among equals. Intervals 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -88,6 +88,16 @@ def user_metrics(metrics: Mapping[str, Any], split: str) -> dict[str, float]:
         for name, key in names.items()
         if "/" not in name and name not in OWN and isinstance(metrics[key], float)
     }
+
+
+def epoch_metrics(history: Mapping[str, Sequence[float]], epoch: int) -> dict[str, float]:
+    """Return the user's own validation metrics after an epoch, from 1, with metrics.json's keys."""
+    if epoch not in history.get("epoch", ()):
+        return {}
+    position = list(history["epoch"]).index(epoch)
+    row = {key: float(values[position]) for key, values in history.items()}
+    own = {f"val/{name}": value for name, value in user_metrics(row, "val").items()}
+    return {key: value for key, value in own.items() if math.isfinite(value)}
 
 
 def scores(labels: Labels, probabilities: Probabilities) -> dict[str, float]:

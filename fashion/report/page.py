@@ -7,6 +7,7 @@ and images within the page alone.
 
 import base64
 import hashlib
+import html
 import io
 import json
 import math
@@ -17,9 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
+import matplotlib as mpl
 import numpy as np
 from jaxtyping import UInt8
 from markupsafe import Markup
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from fashion.report import figures, metrics
@@ -62,15 +65,13 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def svg(figure: figures.Figure, alternative: str) -> Markup:
+def svg(figure: Figure, alternative: str) -> Markup:
     """Return a figure as inline SVG that follows the page's colors, fonts and policy.
 
     Args:
         figure: drawn in the colors of `figures`.
         alternative: a text for screen readers, unique in the page.
     """
-    import matplotlib as mpl
-
     buffer = io.StringIO()
     # Text stays text. The salt makes the ids of definitions unique in the page, and reproducible.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": alternative}):
@@ -82,10 +83,8 @@ def svg(figure: figures.Figure, alternative: str) -> Markup:
     body = re.sub(r'style="([^"]*)"', lambda match: _attributes(match[1]), body)
     for name in ("INK", "MUTED", "FAINT", "ACCENT", "PAPER"):
         body = body.replace(getattr(figures, name), f"var(--{name.lower()})")
-    return Markup('<figure><svg role="img" aria-label="{}" {}>{}</figure>').format(
-        alternative,
-        Markup(viewbox),
-        Markup(body),  # noqa: S704 - made by matplotlib
+    return Markup(  # noqa: S704 - made by matplotlib
+        f'<figure><svg role="img" aria-label="{html.escape(alternative)}" {viewbox}>{body}</figure>'
     )
 
 
@@ -116,9 +115,10 @@ def _hash(text: str) -> str:
 def write_report(run: Run, evaluation: Evaluation) -> Path:
     """Write a finished run's page and figures for one split into its folder; return the page.
 
-    Validation's are report.html and figures/NAME.png, the test set's have the suffix "-test".
+    They are report.html and figures/NAME.png; with the suffix "-test" where a run that has a
+    validation split is evaluated on the test set.
     """
-    suffix = "" if evaluation.split == "val" else "-test"
+    suffix = "-test" if evaluation.split == "test" and run.validates else ""
     text = report(
         evaluation,
         name=f"{OmegaConf.select(run.config, 'name')}, seed {run.config.seed}",
@@ -153,7 +153,7 @@ def report(
         history: of the training; empty where nothing was recorded.
         epoch_chosen: by accuracy on the validation split; otherwise it is the last.
     """
-    labels, predicted = evaluation.labels, evaluation.predicted
+    labels = evaluation.labels
     best_epoch = run_metrics.get("best_epoch")
     if not isinstance(best_epoch, int) or best_epoch not in history.get("epoch", ()):
         best_epoch = None

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from fashion.config import METADATA_KEYS, walk
 from fashion.errors import UserError
-from fashion.report.evaluation import common_predictions, fold, listed
+from fashion.report.evaluation import common_predictions, fold
 from fashion.report.metrics import DASH, percent, percent_range, user_metrics
 from fashion.report.statistics import (
     bootstrap_difference,
@@ -26,7 +26,7 @@ from fashion.report.statistics import (
     welch,
     wilson,
 )
-from fashion.runs.run import Predictions, Run
+from fashion.runs.run import Predictions, Run, listed
 
 # What runs of one group may differ in; `data.fold` is added for runs of a k-fold split.
 NOT_THE_GROUP = (*METADATA_KEYS, "hydra", "seed", "test")
@@ -44,8 +44,8 @@ class Group(NamedTuple):
     labels: Int64[np.ndarray, " n"]
     probabilities: Float32[np.ndarray, "seeds n classes"]
     accuracies: list[float]  # 0..1, per seed, or per fold
-    folds: int  # 0 where the values are of seeds
-    all_folds: bool
+    folds: int = 0  # 0 where the values are of seeds
+    all_folds: bool = False
 
 
 class Row(NamedTuple):
@@ -201,7 +201,7 @@ def _group(name: str, runs: list[Run], predictions: dict[Run, Predictions], spli
         labels = predictions[runs[0]].labels
         probabilities = np.stack([predictions[run].probabilities for run in runs])
         hits = probabilities.argmax(axis=2) == labels
-        return Group(name, runs, labels, probabilities, hits.mean(axis=1).tolist(), 0, False)
+        return Group(name, runs, labels, probabilities, hits.mean(axis=1).tolist())
     for of_seed in by_seed.values():
         if sorted(of_seed) != folds:  # type: ignore[type-var]
             raise UserError(

@@ -1,4 +1,4 @@
-"""TensorBoard beside the curves: graph, confusion matrix, mistakes, PR curves, projector.
+"""TensorBoard beside the curves: HPARAMS, graph, images, PR curves, projector.
 
 Written once, from the reported checkpoint: per epoch it would cost more than it shows.
 """
@@ -17,76 +17,89 @@ from fashion.config import walk
 from fashion.data.datamodule import MEAN, STD, FashionMNIST
 from fashion.report import figures
 from fashion.report.evaluation import Evaluation
+from fashion.report.metrics import OWN, user_metrics
 from fashion.training.classifier import penultimate_features
 from fashion.training.process import Fit
 
 PROJECTED = 2000  # images in the projector
 AUGMENTED = 64  # training images shown as the network sees them
-# What HPARAMS lists of a configuration: what people vary.
+# TensorBoard sorts hyperparameters by name, capitals first, and opens on the first five.
+FIRST = {
+    "data.batch_size": "Batch size",
+    "trainer.max_epochs": "Epochs",
+    "name": "Model",
+    "optimizer.lr": "Learning rate",
+}
+# Sections and keys beside those; the parts of names that go without saying are left out.
 VARIED = (
-    *("name", "seed", "data.batch_size", "loss.label_smoothing", "trainer.precision"),
-    *("optimizer.lr", "optimizer.weight_decay", "optimizer.schedule", "optimizer.warmup"),
+    *("model.network", "optimizer", "scheduler", "augmentation", "loss"),
+    *("trainer.precision", "seed"),
 )
+# TensorBoard sorts groups of charts by name: single values come after the curves.
+REPORTED = "values_reported"
 
 
-def write_results(
-    fitted: Fit, metrics: Mapping[str, Any], evaluations: Sequence[Evaluation]
-) -> None:
-    """Write what TensorBoard shows beside the curves; nothing without its logger.
+def write_results(fit: Fit, metrics: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> None:
+    """Write everything, if the run has a TensorBoard logger.
 
     Args:
-        fitted: the finished training.
-        metrics: what metrics.json will hold.
-        evaluations: of the reported checkpoint.
+        fit: the finished training.
+        metrics: metrics.json's content.
+        evaluations: of its classifier.
     """
-    logger = fitted.tensorboard
+    logger = fit.tensorboard
     if logger is None:
         return
-    # One step later than the last checkpoint: a run killed here and resumed drops it.
-    step = fitted.trainer.global_step + 1
-    logger.log_hyperparams(_varied(fitted.run.config), _reported(metrics), step=step)
-    writer, network = logger.experiment, fitted.classifier.network
-    if not fitted.run.config.compile:  # which cannot be traced
-        write_graph(writer, network)
-    write_augmented(writer, step, fitted.data)
+    # After the last checkpoint's step: a run killed here and resumed does not write this twice.
+    step = fit.trainer.global_step + 1
+    shown = [name for name in OWN if not name.endswith(("_low", "_high"))]
+    reported = {
+        f"{REPORTED}/{each.split}/{name}": metrics[f"{each.split}/{name}"]
+        for each in evaluations
+        for name in (*shown, *user_metrics(metrics, each.split))
+        if f"{each.split}/{name}" in metrics
+    }
+    reported |= {
+        f"{REPORTED}/{key}": float(metrics[key]) for key in ("seconds", "images_per_second")
+    }
+    logger.log_hyperparams(hyperparameters(fit.run.config), reported, step=step)
+    writer: SummaryWriter = logger.experiment
+    writer.add_custom_scalars(
+        {
+            "training and validation": {
+                name: ["Multiline", [f"train/{name}$", f"val/{name}$"]] for name in ("acc", "loss")
+            }
+        }
+    )
+    if not fit.run.config.get("compile"):  # a compiled network cannot be traced
+        write_graph(writer, fit.classifier.network)
+    if isinstance(fit.data, FashionMNIST):
+        write_training_images(writer, step, fit.data)
     for evaluation in evaluations:
-        if evaluation.split == "val":
-            write_evaluation(writer, step, network, evaluation)
+        write_evaluation(writer, step, fit.classifier.network, evaluation)
     writer.close()  # Lightning has closed the one before, of training; each has a thread
 
 
-def _varied(config: DictConfig) -> dict[str, Any]:
-    """Return the hyperparameters that people vary: those above, the network's, augmentation on."""
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    leaves = {key: value for key, value in walk(plain) if not isinstance(value, dict)}
-    found = {key: leaves[key] for key in VARIED if key in leaves}
-    found["optimizer"] = str(plain["optimizer"]["_target_"]).rpartition(".")[2]
-    for key, value in leaves.items():
-        group, _, name = key.rpartition(".")
-        if name == "_target_" or value in (None, False, 0):
-            continue
-        if group in ("model.network", "augmentation"):
-            found[name if group == "model.network" else key] = value
-    return {key: str(value) if isinstance(value, list) else value for key, value in found.items()}
-
-
-def _reported(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics without those of single classes, accuracy first: HPARAMS shows five."""
-    return {
-        key: value
-        for key, value in sorted(metrics.items(), key=lambda item: "/" not in item[0])
-        if isinstance(value, float) and key.count("/") <= 1
-    }
-
-
-def write_augmented(writer: SummaryWriter, step: int, data: Any) -> None:
-    """Write a grid of training images as the network sees them, augmented as in the first epoch."""
-    if getattr(data, "augmentation", None) is None or not isinstance(data, FashionMNIST):
-        return
-    with torch.random.fork_rng(devices=[]):
-        images, _ = next(iter(data.train_dataloader()))
-    shown = (images[:AUGMENTED] * STD + MEAN).clamp(0, 1)
-    writer.add_images("train/augmented", shown, step)
+def hyperparameters(config: DictConfig) -> dict[str, Any]:
+    """Return what people vary, as flat keys: no classes, nothing that is off or bookkeeping."""
+    nodes = dict(walk(OmegaConf.to_container(config)))
+    found: dict[str, Any] = {name: nodes[key] for key, name in FIRST.items() if key in nodes}
+    found["Optimizer"] = str(nodes["optimizer._target_"]).rpartition(".")[2]
+    lists = tuple(f"{key}." for key, node in nodes.items() if isinstance(node, list))
+    for key, node in nodes.items():
+        varied = any(f"{key}.".startswith(f"{section}.") for section in VARIED)
+        name = key.rpartition(".")[2]
+        off = node is None or node is False or (node == 0 and key != "seed")
+        if (
+            varied
+            and not (off or isinstance(node, dict))
+            and not key.startswith(lists)
+            and not name.startswith("_")
+            and key not in FIRST
+        ):
+            shown = key.removeprefix("model.network.").removeprefix("optimizer.")
+            found[shown] = str(node) if isinstance(node, list) else node
+    return found
 
 
 def write_graph(writer: SummaryWriter, network: nn.Module) -> None:
@@ -98,10 +111,20 @@ def write_graph(writer: SummaryWriter, network: nn.Module) -> None:
     writer.flush()
 
 
+def write_training_images(writer: SummaryWriter, step: int, data: FashionMNIST) -> None:
+    """Write a grid of the first epoch's first training images, augmented."""
+    from torchvision.utils import make_grid
+
+    with torch.random.fork_rng(devices=[]):
+        images = next(iter(data.train_dataloader()))[0][:AUGMENTED].cpu()
+    grid = make_grid(1 - (images * STD + MEAN).clamp(0, 1), nrow=8, pad_value=1)
+    writer.add_image("train/images", grid, step)
+
+
 def write_evaluation(
     writer: SummaryWriter, step: int, network: nn.Module, evaluation: Evaluation
 ) -> None:
-    """Write a split's confusion matrix, mistakes, PR curves and penultimate features.
+    """Write a split's confusion matrix, mistakes, PR curves; validation's penultimate features.
 
     Args:
         writer: into the run's folder.
@@ -118,7 +141,7 @@ def write_evaluation(
             f"{split}/{name}", evaluation.labels == label, evaluation.probabilities[:, label], step
         )
     shown = torch.from_numpy(evaluation.images[:PROJECTED])
-    features = penultimate_features(network, shown)
+    features = penultimate_features(network, shown) if split == "val" else None
     if features is not None:
         # torch prints a warning if the folder exists, as it does when a killed run is resumed.
         with contextlib.redirect_stdout(None):

@@ -336,10 +336,10 @@ class Run:
                 raise
 
     @contextlib.contextmanager
-    def join(self, config: DictConfig) -> Iterator[None]:
+    def join(self, config: DictConfig) -> Iterator["Run"]:
         """Take part in a run that another process starts with this configuration."""
         self.config = config  # the file may not have been written yet
-        yield
+        yield self
 
     def _refuse_other_files(self) -> None:
         """Raises UserError: the folder holds files and is no run, so that they are not ours."""

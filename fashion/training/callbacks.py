@@ -97,6 +97,7 @@ class Timing(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self._fit_start = time.perf_counter() - self.seconds
+        self._validation = 0.0  # of a sanity check, which comes before the first epoch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self._epoch_start = time.perf_counter()

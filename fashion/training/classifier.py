@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from jaxtyping import Float, Num, UInt8
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -13,7 +14,7 @@ from torch.nn import functional
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from fashion.config import Fraction, PositiveFloat, build
+from fashion.config import Fraction, PositiveFloat, PositiveInt, build
 from fashion.data import CLASSES
 from fashion.data.datamodule import EVAL_BATCH_SIZE, Batch, normalize
 from fashion.errors import DivergenceError, UserError
@@ -44,7 +45,7 @@ class CrossEntropy(nn.Module):
         class_counts: Sequence[int] = (),
         *,
         label_smoothing: Fraction = 0.0,
-        class_weights: Literal["balanced"] | list[PositiveFloat] | None = None,
+        class_weights: Literal["balanced"] | list[PositiveFloat | PositiveInt] | None = None,
     ) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
@@ -53,7 +54,7 @@ class CrossEntropy(nn.Module):
             counts = torch.tensor(class_counts, dtype=torch.float32)
             weight = counts.sum() / (len(counts) * counts.clamp(min=1))
         elif class_weights not in (None, "balanced"):
-            weight = torch.tensor(class_weights)
+            weight = torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("weight", weight, persistent=False)
 
     def forward(self, logits: Float[Tensor, "batch classes"], targets: Tensor) -> Tensor:
@@ -280,19 +281,20 @@ class Classifier(pl.LightningModule):
         )
 
     def predict_proba(
-        self, images: Num[Tensor, "n 28 28"], *, value_range: tuple[int, int] | None = None
+        self, images: Tensor | np.ndarray, *, value_range: tuple[float, float] | None = None
     ) -> Float[Tensor, "n classes"]:
-        """Return class probabilities of raw images, in their order.
+        """Return class probabilities of raw images, in their order: the softmax of the logits.
 
         Args:
-            images: uint8, 0..255; or floats whose `value_range` is declared.
+            images: (n, 28, 28), uint8, 0..255; or floats whose `value_range` is declared.
             value_range: (0, 1) or (0, 255), for floats: their values do not tell which, and the
                 wrong one gives wrong predictions without an error.
 
         Raises:
             UserError: the shape or the type is another one, or the range is not declared.
         """
-        images = torch.as_tensor(images)
+        if not isinstance(images, Tensor):
+            images = torch.from_numpy(np.array(images))  # a copy: the array may be read-only
         if images.ndim != 3 or images.shape[1:] != (28, 28):  # noqa: PLR2004
             raise UserError(f"images have the shape {tuple(images.shape)}; (n, 28, 28) is needed.")
         if images.dtype != torch.uint8:
@@ -305,7 +307,7 @@ class Classifier(pl.LightningModule):
                     f"images are {images.dtype}: give uint8 0..255, or floats and their range, "
                     "value_range=(0, 1) or (0, 255)."
                 )
-            low, high = images.min().item(), images.max().item()
+            low, high = map(float, images.aminmax()) if len(images) else (0.0, 0.0)
             if not 0 <= low <= high <= value_range[1]:
                 raise UserError(f"images go from {low:g} to {high:g}, outside {value_range}.")
             images = images * (255 / value_range[1])
@@ -388,10 +390,14 @@ def _built(key: str, given: Any, offered: dict[str, Any]) -> Any:
     return build(key, given, offered=offered) if isinstance(given, Mapping) else given
 
 
-def load_classifier(run: "Run") -> Classifier:
+def load_classifier(run: "Run", command: str | None = None) -> Classifier:
     """Return a run's classifier with the weights of its reported checkpoint, ready to predict.
 
     Only tensors and plain values are read: opening somebody's run executes none of their code.
+
+    Args:
+        run: the run.
+        command: what a person types who trusts the run; None for that of `fashion.evaluate`.
 
     Raises:
         UserError: the run cannot be rebuilt, its checkpoint is missing, broken or another's, or it
@@ -401,7 +407,7 @@ def load_classifier(run: "Run") -> Classifier:
 
     path = run.reported_checkpoint
     content = untrusted.read_checkpoint(path)
-    section = run.section("model.network", run.command("evaluate", "--trust"))
+    section = run.section("model.network", command or run.command("evaluate", "--trust"))
     data = run.config.data
     classes = data.get("classes") or CLASS_NAMES.get(data.get("dataset", "FashionMNIST"), CLASSES)
     with torch.device("meta"):  # which takes no memory, however large the network

@@ -19,7 +19,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -154,10 +154,8 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
                 print(_heading(classifier, optimizer, data, trainer, reason), flush=True)
             if trainer.world_size > 1:
                 restore_default_signals()  # until training starts, processes wait for each other
-            for logger in trainer.loggers:
-                if not isinstance(logger, TensorBoardLogger):  # which gets them with the results
-                    logger.log_hyperparams(plain)
-            trainer.fit(classifier, datamodule=data, ckpt_path=before, weights_only=True)
+            with _logged(trainer, plain):
+                trainer.fit(classifier, datamodule=data, ckpt_path=before, weights_only=True)
     except (DivergenceError, Interrupted) as error:
         error.add_note(progress(last, best))
         raise
@@ -183,6 +181,20 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
         **made,
     }
     return Fit(run, classifier.eval(), data, trainer, metrics)
+
+
+@contextmanager
+def _logged(trainer: pl.Trainer, plain: dict[str, Any]) -> Iterator[None]:
+    """Give the loggers the configuration, and close those that would stay open for another run."""
+    for logger in trainer.loggers:
+        if not isinstance(logger, TensorBoardLogger):  # which gets it with the results
+            logger.log_hyperparams(plain)
+    try:
+        yield
+    finally:
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()
 
 
 @contextmanager
@@ -494,5 +506,6 @@ def quieten() -> None:
         ".*smaller than the logging interval.*",  # metrics are logged at the epoch's end anyway
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's own
         ".*isinstance.treespec, LeafSpec.*",  # Lightning 2.6 beside torch 2.14
+        ".*requested to overfit but enabled .* shuffling.*",  # BatchLoader keeps one order
     ):
         warnings.filterwarnings("ignore", message=text)

@@ -249,6 +249,15 @@ def test_text_of_numbers() -> None:
     assert metrics.percent_range((float("nan"), 1.0)) == ""
 
 
+def test_user_metrics_of_an_epoch() -> None:
+    history = {
+        **{"epoch": [1.0, 2.0], "val/acc": [0.5, 0.6], "lr": [0.1, 0.1]},
+        **{"val/kappa": [0.2, 0.3], "train/kappa": [0.4, 0.5], "val/late": [0.1, float("nan")]},
+    }
+    assert metrics.epoch_metrics(history, 2) == {"val/kappa": 0.3}
+    assert metrics.epoch_metrics(history, 3) == metrics.epoch_metrics({}, 1) == {}
+
+
 def test_user_metrics_are_those_that_no_evaluation_writes() -> None:
     found = dict.fromkeys((f"val/{name}" for name in metrics.OWN), 0.5)
     found |= {"val/f1/Coat": 0.5, "val/confused/a as b": 3, "test/kappa": 0.5, "seconds": 1.0}

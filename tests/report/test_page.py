@@ -248,8 +248,8 @@ def test_confusion_matrix_leads_to_the_mistakes() -> None:
     (table,) = re.findall(r'<table class="matrix">.*?</table>', text, re.DOTALL)
     assert [words(name) for name in re.findall(r'scope="row">([^<]*)', table)] == list(CLASSES)
     shirts = table.split("<tr>")[1 + SHIRT + 1]
-    assert f'<a href="#true=6&amp;predicted=4">4<small>20.0\u202f%</small></a>' in shirts
-    assert f'class="correct"><span>16<small>80.0\u202f%' in shirts
+    assert '<a href="#true=6&amp;predicted=4">4<small>20.0\u202f%</small></a>' in shirts
+    assert 'class="correct"><span>16<small>80.0\u202f%' in shirts
     assert table.count('class="none"') == 100 - 12
     cards = [card for card in Page(text).all("li") if "data-true" in card]
     assert [card.get("id") for card in cards].count("true=6&predicted=4") == 1

@@ -1,0 +1,141 @@
+"""Out-of-distribution detection: which images are unlike a run's validation images, and how.
+
+Two scores, each minus a log density or a difference of two, by Gaussian densities of each class:
+
+unusual   of the penultimate features; the Mahalanobis distance of Lee et al. (2018), "A Simple
+          Unified Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks",
+          with a covariance per class
+turned    of the pixels: how much likelier the image would be upside down or on its side
+
+Densities are fitted on one half of the validation images. On the other half each score becomes a
+tail: the fraction of images that score higher. An image is unlike them if the lower of its two
+tails is below the threshold that marks `FALSE_ALARMS` of that half, faint images included.
+Nothing is stored: a fit takes about a second.
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from scipy.linalg import eigh, solve_triangular
+from scipy.special import logsumexp
+from torch import Tensor
+
+from fashion.data.photo import is_faint
+from fashion.errors import UserError
+from fashion.training.classifier import Classifier, penultimate_features
+
+FALSE_ALARMS = 0.02  # fraction of validation images
+FEWEST = 100  # validation images to fit on
+COMPONENTS = 80  # principal components; 64 to 128 differ little on training images
+
+Kind = Literal["unusual", "turned"]
+KINDS: tuple[Kind, ...] = ("unusual", "turned")
+
+
+class Detector:
+    """Tells images that are unlike the validation images.
+
+    Args:
+        classifier: in evaluation mode.
+        images: of the validation split.
+        labels: their classes.
+
+    Raises:
+        UserError: there are too few images.
+    """
+
+    def __init__(
+        self, classifier: Classifier, images: UInt8[Tensor, "n 28 28"], labels: Int[Tensor, " n"]
+    ) -> None:
+        if len(images) < FEWEST:
+            raise UserError(f"{len(images)} validation images are too few (at least {FEWEST}).")
+        self._classifier = classifier
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        fit, rest = order.tensor_split(2)
+        classes = labels[fit].numpy()
+        features = self._features(images[fit])
+        self._features_density = None if features is None else ClassDensity(features, classes)
+        self._pixels_density = ClassDensity(_pixels(images[fit].numpy()), classes)
+        self._reference = np.sort(self._scores(images[rest].numpy()), axis=1)
+        tails = self._tails(images[rest].numpy()).min(axis=0)
+        tails[[is_faint(image) for image in images[rest].numpy()]] = 0
+        self._threshold = np.quantile(tails, FALSE_ALARMS)
+
+    def __call__(self, images: UInt8[np.ndarray, "n 28 28"]) -> list[Kind | None]:
+        """Return how each image is unlike the validation images, or None if it is like them."""
+        tails = self._tails(images)
+        return [
+            KINDS[int(tail.argmin())] if tail.min() < self._threshold else None for tail in tails.T
+        ]
+
+    def _features(self, images: UInt8[Tensor, "n 28 28"]) -> Float[np.ndarray, "n features"] | None:
+        features = penultimate_features(self._classifier.network, images)
+        return None if features is None else features.double().numpy()
+
+    def _scores(self, images: UInt8[np.ndarray, "n 28 28"]) -> Float[np.ndarray, "kinds n"]:
+        upright, *turned = (
+            self._pixels_density(_pixels(np.rot90(images, turns, (1, 2)))) for turns in range(4)
+        )
+        features = self._features(torch.from_numpy(images))
+        # Without a linear layer there are no features, and nothing is unusual by them.
+        unusual = np.zeros(len(images)) if features is None else -self._features_density(features)
+        return np.stack([unusual, np.max(turned, axis=0) - upright])
+
+    def _tails(self, images: UInt8[np.ndarray, "n 28 28"]) -> Float[np.ndarray, "kinds n"]:
+        counted = [
+            np.searchsorted(reference, score) / len(reference)
+            for reference, score in zip(self._reference, self._scores(images), strict=True)
+        ]
+        return 1 - np.stack(counted)
+
+
+class ClassDensity:
+    """A Gaussian for each class, over the principal components of all vectors.
+
+    A class's covariance is shrunk toward the mean covariance of the classes, as if that had been
+    seen in as many images as there are components.
+    """
+
+    def __init__(
+        self, vectors: Float[np.ndarray, "n features"], labels: Int[np.ndarray, " n"]
+    ) -> None:
+        count, width = vectors.shape
+        components = max(1, min(COMPONENTS, width, count // 10))
+        self._mean = vectors.mean(axis=0)
+        centered = vectors - self._mean
+        _, self._axes = eigh(centered.T @ centered, subset_by_index=[width - components, width - 1])
+        groups = [centered[labels == label] @ self._axes for label in np.unique(labels)]
+        centers = [group.mean(axis=0) for group in groups]
+        scatters = [
+            (group - center).T @ (group - center)
+            for group, center in zip(groups, centers, strict=True)
+        ]
+        pooled = sum(scatters) / count
+        pooled += 1e-3 * max(np.trace(pooled) / components, 1e-9) * np.eye(components)
+        self._classes = [
+            (
+                center,
+                np.linalg.cholesky((scatter + components * pooled) / (len(group) + components)),
+                np.log(len(group) / count),
+            )
+            for group, center, scatter in zip(groups, centers, scatters, strict=True)
+        ]
+
+    def __call__(self, vectors: Float[np.ndarray, "m features"]) -> Float[np.ndarray, " m"]:
+        """Return the log density of vectors, but for a constant."""
+        projected = (vectors - self._mean) @ self._axes
+        terms = [
+            share
+            - np.log(np.diag(root)).sum()
+            - (solve_triangular(root, (projected - center).T, lower=True) ** 2).sum(axis=0) / 2
+            for center, root, share in self._classes
+        ]
+        density: np.ndarray = logsumexp(terms, axis=0)
+        return density
+
+
+def _pixels(images: UInt8[np.ndarray, "n 28 28"]) -> Float[np.ndarray, "n 196"]:
+    """Return images at half their resolution, a row each: what matters is where, not what in detail."""
+    return images.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4)).reshape(len(images), -1)
