@@ -1,40 +1,48 @@
-"""Name the products in a person's own pictures.
+"""Predict the classes of a person's own photos.
 
     python -m fashion.predict RUN coat.jpg bag.png          the three likeliest classes of each
+    python -m fashion.predict RUN photos/                   of each photo in a folder
     python -m fashion.predict RUN *.jpg --save answers.png  draw them, with what the network sees
     python -m fashion.predict RUN *.jpg --json              for programs
 
-Pictures are PNG, JPEG, WebP or GIF: one product on a plain background.
+Photos are PNG, JPEG, WebP, GIF, AVIF or (with pillow-heif installed) HEIC: one product, upright, on
+a plain background. What is unlike that, or unlike the run's validation images, is remarked on.
 """
 
 import argparse
 import json
 import os
 import sys
-import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
+from fashion.data import CLASSES, photo
 from fashion.errors import UserError, cli_errors
 from fashion.runs.files import atomic_write
 from fashion.runs.run import Run
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from fashion.report.ood import Detector
+    from fashion.training.classifier import Classifier
 
 SHOWN = 3  # classes named for each photo
-DRAWN = 100  # photos in one picture: matplotlib's are at most 65,535 pixels high
-SURE = 0.5  # of the probability: with less, the likeliest class is more likely wrong than right
-UNCALIBRATED = (
-    "note: this run held no pictures out to calibrate its probabilities on; "
-    "they are the network's own."
-)
+DRAWN = 100  # photos per figure: matplotlib's are at most 65,535 pixels high
+SURE = 0.5  # below this probability the likeliest class is more likely wrong than right
+SOFTWARE = "python -m fashion.predict"  # in the PNG files of --save, which may replace each other
+REMARKS = {
+    "unsure": "Unsure: the likeliest class has less than half of the probability.",
+    "several": "More than one product? This is about the largest.",
+    "shadow": "A strong shadow? It may be taken for a part of the product.",
+    "faint": "It hardly differs from its background, as a white product on white: "
+    "the training images show no such product.",
+    "turned": "Upside down or on its side? It would look more like the training images if turned.",
+    "unusual": "Unlike the training images: the prediction may be wrong, however probable.",
+}
 
 
 class View(NamedTuple):
@@ -42,7 +50,7 @@ class View(NamedTuple):
 
     path: Path
     picture: Image.Image  # RGB
-    image: UInt8[np.ndarray, "28 28"]
+    prepared: photo.Prepared
 
     @property
     def name(self) -> str:
@@ -51,106 +59,95 @@ class View(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a run makes of one photo."""
+    """A run's prediction for one photo."""
 
     likeliest: dict[str, float]  # probabilities of `SHOWN` classes, likeliest first
-    unsure: bool
-    faint: bool
-
-    @property
-    def remarks(self) -> list[str]:
-        remarks = []
-        if self.unsure:
-            remarks.append("Unsure: the likeliest class has less than half of the probability.")
-        if self.faint:
-            remarks.append(
-                "It hardly differs from its background, as a white product on white: "
-                "the network was never shown the like."
-            )
-        return remarks
+    remarks: list[str]  # keys of `REMARKS`
 
 
-def look(path: Path) -> View:
-    """Read one photo.
+def look(path: Path, *, fashion: bool = True) -> View:
+    """Read one photo and prepare it; of data other than Fashion-MNIST, take it as it is.
 
     Raises:
         UserError: naming the file; see `photo.read` and `photo.prepare`.
     """
-    from fashion.data import photo
-
     picture = photo.read(path)
+    if not fashion:
+        if picture.size != (photo.SIDE, photo.SIDE):
+            raise UserError(
+                f"{path} is {picture.width} x {picture.height} pixels. This run's classes are not "
+                "Fashion-MNIST's: only 28 x 28 images in its data's format can be predicted."
+            )
+        return View(path, picture, photo.Prepared(np.array(picture.convert("L"))))
     try:
         return View(path, picture, photo.prepare(picture))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def predict(run: Run, images: UInt8[np.ndarray, "n 28 28"]) -> list[Answer]:
-    """What a finished run makes of pictures in the dataset's format.
+def predict(
+    run: Run, classifier: "Classifier", detector: "Detector | None", views: Sequence[View]
+) -> list[Answer]:
+    """Predict prepared photos.
 
-    Probabilities are calibrated by the temperature that suits the validation split; a run that
-    held nothing out keeps the network's own.
+    Probabilities are calibrated by the temperature fitted on the validation split; those of a run
+    without one are the network's own.
 
     Raises:
-        UserError: the run cannot be rebuilt.
+        UserError: the run holds no predictions for its validation split, or its weights are broken.
     """
     import torch
 
-    from fashion.data import photo
-    from fashion.data.datamodule import CLASSES
-    from fashion.report import metrics
-    from fashion.training import classifier
+    from fashion.report.metrics import apply_temperature, fit_temperature
+    from fashion.training.classifier import predict_probabilities
 
     temperature = run.metrics.get("val/temperature")
     if temperature is None:
-        temperature = metrics.fit_temperature(*run.predictions("val")) if run.validates else 1.0
-    network = classifier.load_classifier(run)
-    probabilities = metrics.apply_temperature(
-        classifier.predict(network, torch.from_numpy(images)).numpy(), temperature
+        temperature = fit_temperature(*run.predictions("val")) if run.validates else 1.0
+    images = np.stack([view.prepared.image for view in views])
+    probabilities = apply_temperature(
+        predict_probabilities(classifier, torch.from_numpy(images)).numpy(), temperature
     )
+    unlike = detector(images) if detector else [None] * len(views)
     return [
         Answer(
-            {CLASSES[label]: float(row[label]) for label in np.argsort(-row)[:SHOWN]},
-            unsure=bool(row.max() < SURE),
-            faint=photo.is_faint(image),
+            {classifier.classes[label]: float(row[label]) for label in np.argsort(-row)[:SHOWN]},
+            [
+                *(["unsure"] if row.max() < SURE else []),
+                *(key for key in ("several", "shadow", "faint") if getattr(view.prepared, key)),
+                *([kind] if kind else []),
+            ],
         )
-        for image, row in zip(images, probabilities, strict=True)
+        for view, row, kind in zip(views, probabilities, unlike, strict=True)
     ]
 
 
-def photo_figure(views: Sequence[View], answers: Sequence[Answer]) -> "Figure":
-    """One row a photo: the photo, what the network sees of it, the likeliest classes."""
-    from matplotlib.figure import Figure
+def make_detector(run: Run, classifier: "Classifier", root: Path | None) -> "Detector | None":
+    """Fit on the run's validation images; say on standard error where that is not possible."""
+    from fashion.report.evaluation import open_data
+    from fashion.report.ood import Detector
 
-    from fashion.report.figures import ACCENT, FAINT, INK, MUTED, PAPER
-
-    head, row = 0.45, 2.0  # inches
-    height = head + row * len(views)
-    figure = Figure(figsize=(7.6, height), facecolor=PAPER)
-    grid = figure.subplots(len(views), 3, squeeze=False, width_ratios=(1, 1, 1.7))
-    figure.subplots_adjust(0.02, 0.5 / height, 0.98, 1 - head / height, wspace=0.1, hspace=0.33)
-    for title, axes in zip(("Photo", "What the network sees", "Likeliest"), grid[0], strict=True):
-        axes.set_title(title, fontsize=9, color=MUTED, loc="left", pad=8)
-    for (left, middle, right), view, answer in zip(grid, views, answers, strict=True):
-        left.imshow(view.picture)
-        middle.imshow(view.image, cmap="gray", vmin=0, vmax=255)
-        for axes in (left, middle):
-            axes.set(xticks=[], yticks=[], anchor="W")
-            axes.spines[:].set_color(FAINT)
-        name = textwrap.shorten(Path(view.name).name, 30)
-        left.set_xlabel(name, fontsize=8, color=MUTED, loc="left", parse_math=False)
-        colours = [MUTED if answer.unsure else ACCENT, MUTED, MUTED]
-        right.barh(range(SHOWN), 1, color=FAINT, height=0.2)
-        right.barh(range(SHOWN), answer.likeliest.values(), color=colours, height=0.2)
-        for position, (label, probability) in enumerate(answer.likeliest.items()):
-            height_of_text = position - 0.22
-            right.text(0, height_of_text, label, fontsize=9, color=INK)
-            right.text(1, height_of_text, _percent(probability), fontsize=9, color=INK, ha="right")
-        right.set(xlim=(0, 1), ylim=(SHOWN - 0.6, -0.6), xticks=[], yticks=[])
-        right.spines[:].set_visible(False)
-        remarks = "\n".join(textwrap.fill(remark, 60) for remark in answer.remarks)
-        right.set_xlabel(remarks, fontsize=7, color=MUTED, loc="left")
-    return figure
+    if not run.validates:
+        print(
+            "note: this run has no validation set: its probabilities are not calibrated, and "
+            "photos unlike its data are not recognized.",
+            file=sys.stderr,
+        )
+        return None
+    try:
+        data: Any = open_data(run, root)
+        data.setup("validate")
+        with np.errstate(all="ignore"):
+            return Detector(classifier, data.val.images, data.val.labels)
+    except ValueError:  # of weights that are not numbers, which predicting the photos refuses
+        return None
+    except (UserError, AttributeError) as error:  # data of one's own need not have `val.images`
+        print(
+            f"note: photos unlike the run's data are not recognized, for want of its validation "
+            f"images (--data DIR): {error}",
+            file=sys.stderr,
+        )
+        return None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -160,32 +157,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a finished run's folder")
-    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO")
-    parser.add_argument("--save", type=_png, metavar="FILE.png", help="draw the answers")
+    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="a file or a folder")
+    parser.add_argument("--save", type=_png, metavar="FILE.png", help="draw the predictions")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="in place of the run's data.root")
+    parser.add_argument("--force", action="store_true", help="let --save overwrite another file")
+    parser.add_argument("--trust", action="store_true", help="build the classes that the run names")
     options = parser.parse_args(arguments)
-    if options.save and len(options.photos) > DRAWN:
-        parser.error(f"--save draws {DRAWN} photos at most; there are {len(options.photos)}")
     with cli_errors():
-        run = Run.open(options.run)
-        views, errors = {}, {}
-        for path in options.photos:
+        run = Run.open(options.run, trust=options.trust)
+        run.metrics  # noqa: B018 - an unfinished run is refused before slow imports
+        paths, errors = _photos(options.photos)
+        if options.save and len(paths) > DRAWN:
+            raise UserError(f"--save draws {DRAWN} photos at most; there are {len(paths)}.")
+        if options.save:
+            _refuse_to_overwrite(options.save, paths, force=options.force)
+
+        from fashion.training.classifier import load_classifier
+
+        classifier = load_classifier(run)
+        views = {}
+        for path in [path for path in paths if path not in errors]:
             try:
-                views[path] = look(path)
+                views[path] = look(path, fashion=classifier.classes == CLASSES)
             except UserError as error:
-                print(f"error: {error}", file=sys.stderr)
                 errors[path] = str(error)
-        images = np.array([view.image for view in views.values()])
-        answers = dict(zip(views, predict(run, images) if views else [], strict=True))
-        if answers and not run.validates:
-            print(UNCALIBRATED, file=sys.stderr)
+        for message in errors.values():
+            print(f"error: {message}", file=sys.stderr)
+        answers = {}
+        if views:
+            detector = make_detector(run, classifier, options.data)
+            given = predict(run, classifier, detector, list(views.values()))
+            answers = dict(zip(views, given, strict=True))
         if options.json:
-            print(_document(options.photos, answers, errors, calibrated=run.validates))
+            print(_document(paths, answers, errors, run))
         else:
             for path, answer in answers.items():
                 print(_lines(views[path], answer))
         if options.save and views:
-            _save(photo_figure(list(views.values()), list(answers.values())), options.save)
+            _save(list(views.values()), list(answers.values()), options.save)
     sys.exit(1 if errors else 0)
 
 
@@ -195,48 +205,83 @@ def _png(name: str) -> Path:
     return Path(name)
 
 
-def _percent(probability: float) -> str:
-    return f"{100 * probability:.1f} %"
+def _photos(paths: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
+    """Return the photos named and those in folders named, and each wrong folder's error."""
+    found: list[Path] = []
+    errors: dict[Path, str] = {}
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        try:
+            found += [each for each in photo.files_in(path) if not _is_own(each)]
+        except UserError as error:
+            found.append(path)
+            errors[path] = str(error)
+    return found, errors
+
+
+def _is_own(path: Path) -> bool:
+    """Return whether a file was written by --save."""
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            return picture.info.get("Software") == SOFTWARE
+    except Exception:  # noqa: BLE001 - Pillow raises nearly anything on a broken file
+        return False
+
+
+def _refuse_to_overwrite(path: Path, photos: Sequence[Path], *, force: bool) -> None:
+    """Raise UserError: --save would replace a photo, or a file that is not its own earlier one."""
+    if not path.exists():
+        return
+    if any(each.exists() and each.samefile(path) for each in photos):
+        raise UserError(f"--save {path} would replace a photo that is to be predicted.")
+    if not force and not _is_own(path):
+        raise UserError(f"{path} exists, and is not by --save; --force overwrites it.")
 
 
 def _lines(view: View, answer: Answer) -> str:
-    likeliest = ", ".join(f"{label} {_percent(p)}" for label, p in answer.likeliest.items())
-    return "\n  ".join([f"{view.name}: {likeliest}", *answer.remarks])
+    from fashion.report.metrics import percent
+
+    likeliest = ", ".join(f"{label} {percent(p)}" for label, p in answer.likeliest.items())
+    return "\n  ".join([f"{view.name}: {likeliest}", *(REMARKS[key] for key in answer.remarks)])
 
 
 def _document(
-    paths: Sequence[Path],
-    answers: dict[Path, Answer],
-    errors: dict[Path, str],
-    *,
-    calibrated: bool,
+    paths: Sequence[Path], answers: dict[Path, Answer], errors: dict[Path, str], run: Run
 ) -> str:
-    """One object a photo, in the order of the command line."""
-    objects: list[dict[str, Any]] = []
+    """Write one object per photo, in the order of the command line."""
+    objects: list[dict[str, object]] = []
     for path in paths:
         if path in errors:
             objects.append({"photo": str(path), "error": errors[path]})
             continue
-        answer = answers[path]
+        likeliest = answers[path].likeliest.items()
         objects.append(
             {
                 "photo": str(path),
-                "likeliest": [
-                    {"class": label, "probability": p} for label, p in answer.likeliest.items()
-                ],
-                "calibrated": calibrated,
-                "unsure": answer.unsure,
-                "faint": answer.faint,
+                "likeliest": [{"class": label, "probability": p} for label, p in likeliest],
+                "calibrated": run.validates,
+                "remarks": answers[path].remarks,
             }
         )
     return json.dumps(objects, indent=2)
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def _save(views: Sequence[View], answers: Sequence[Answer], path: Path) -> None:
+    from fashion.report.figures import photo_figure
+
+    figure = photo_figure(
+        [Path(view.name).name for view in views],
+        [view.picture for view in views],
+        [view.prepared.image for view in views],
+        [answer.likeliest for answer in answers],
+        [[REMARKS[key] for key in answer.remarks] for answer in answers],
+    )
     with atomic_write(path) as file, warnings.catch_warnings():
         # A file's name may hold letters that matplotlib's font lacks: it draws a box for each.
         warnings.filterwarnings("ignore", "Glyph")
-        figure.savefig(file, format="png", dpi=150)
+        figure.savefig(file, format="png", dpi=150, metadata={"Software": SOFTWARE})
 
 
 if __name__ == "__main__":

@@ -141,6 +141,20 @@ class Evaluation:
             found[key] = int(self.counts[true, other])
         return {f"{self.split}/{key}": value for key, value in found.items()}
 
+    @cached_property
+    def pictures(self) -> dict[str, bytes]:
+        """PNG files of the confusion matrix and the mistakes, drawn once for all writers."""
+        from fashion.report import figures
+
+        drawn = {
+            "confusion_matrix": figures.confusion_matrix(self.counts, self.classes),
+            "mistakes": figures.mistakes(self),
+        }
+        buffers = {name: io.BytesIO() for name in drawn}
+        for name, figure in drawn.items():
+            figure.savefig(buffers[name], format="png", dpi=150)
+        return {name: buffer.getvalue() for name, buffer in buffers.items()}
+
     def sentence(self, true: int, predicted: int) -> str:
         """Describe a mistake, in the words of the deck where the classes are Fashion-MNIST's."""
         if self.is_fashion:

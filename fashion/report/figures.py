@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
+from PIL.Image import Image
 
 from fashion.report.evaluation import Evaluation
 from fashion.report.metrics import ClassScore, Reliability, percent
@@ -502,3 +503,50 @@ def _percent(fraction: float, _: object) -> str:
 
 def _floats(values: Series) -> Float[np.ndarray, " n"]:
     return np.array(values, dtype=float)
+
+
+def photo_figure(
+    names: Sequence[str],
+    photos: Sequence[Image],
+    images: Sequence[UInt8[np.ndarray, "28 28"]],
+    likeliest: Sequence[Mapping[str, float]],
+    remarks: Sequence[Sequence[str]],
+) -> Figure:
+    """One row per photo: the photo, what the network sees of it, the likeliest classes.
+
+    Args:
+        names: of the photos.
+        photos: RGB.
+        images: the photos in the dataset's format.
+        likeliest: the same number of classes for each photo, with probabilities, likeliest first.
+        remarks: sentences under them.
+    """
+    head, row = 0.45, 2.0  # inches
+    height = head + row * len(names)
+    figure = Figure(figsize=(7.6, height), facecolor=PAPER)
+    grid = figure.subplots(len(names), 3, squeeze=False, width_ratios=(1, 1, 1.7))
+    figure.subplots_adjust(0.02, 0.5 / height, 0.98, 1 - head / height, wspace=0.1, hspace=0.33)
+    for title, axes in zip(("Photo", "What the network sees", "Likeliest"), grid[0], strict=True):
+        axes.set_title(title, fontsize=9, color=MUTED, loc="left", pad=8)
+    rows = zip(grid, names, photos, images, likeliest, remarks, strict=True)
+    for (left, middle, right), name, photo, image, classes, sentences in rows:
+        left.imshow(photo)
+        middle.imshow(image, cmap="gray", vmin=0, vmax=255)
+        for axes in (left, middle):
+            axes.set(xticks=[], yticks=[], anchor="W")
+            axes.spines[:].set_color(FAINT)
+        shown = textwrap.shorten(name, 30)
+        left.set_xlabel(shown, fontsize=8, color=MUTED, loc="left", parse_math=False)
+        positions, values = range(len(classes)), list(classes.values())
+        colors = [MUTED if sentences else ACCENT, *[MUTED] * (len(classes) - 1)]
+        right.barh(positions, 1, color=FAINT, height=0.2)
+        right.barh(positions, values, color=colors, height=0.2)
+        for position, (label, probability) in enumerate(classes.items()):
+            style = {"fontsize": 9, "color": INK}
+            right.text(0, position - 0.22, label, parse_math=False, **style)
+            right.text(1, position - 0.22, percent(probability), ha="right", **style)
+        right.set(xlim=(0, 1), ylim=(len(classes) - 0.4, -0.6), xticks=[], yticks=[])
+        right.spines[:].set_visible(False)
+        text = "\n".join(textwrap.fill(sentence, 60) for sentence in sentences)
+        right.set_xlabel(text, fontsize=7, color=MUTED, loc="left")
+    return figure

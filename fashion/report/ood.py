@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from scipy.linalg import eigh, solve_triangular
 from scipy.special import logsumexp
 from torch import Tensor
@@ -80,7 +80,9 @@ class Detector:
         )
         features = self._features(torch.from_numpy(images))
         # Without a linear layer there are no features, and nothing is unusual by them.
-        unusual = np.zeros(len(images)) if features is None else -self._features_density(features)
+        unusual = np.zeros(len(images))
+        if features is not None and self._features_density is not None:
+            unusual -= self._features_density(features)
         return np.stack([unusual, np.max(turned, axis=0) - upright])
 
     def _tails(self, images: UInt8[np.ndarray, "n 28 28"]) -> Float[np.ndarray, "kinds n"]:
@@ -137,5 +139,6 @@ class ClassDensity:
 
 
 def _pixels(images: UInt8[np.ndarray, "n 28 28"]) -> Float[np.ndarray, "n 196"]:
-    """Return images at half their resolution, a row each: what matters is where, not what in detail."""
-    return images.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4)).reshape(len(images), -1)
+    """Return images at half their resolution, a row each."""
+    halved: np.ndarray = images.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4))
+    return halved.reshape(len(images), -1)

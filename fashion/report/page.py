@@ -28,6 +28,7 @@ from omegaconf import OmegaConf
 from fashion.report import figures, metrics
 from fashion.report.evaluation import FOOTWEAR, SPLITS, TOPS, Evaluation
 from fashion.report.metrics import percent, percent_range
+from fashion.runs.files import atomic_write
 from fashion.runs.run import Run
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -128,9 +129,9 @@ def write_report(run: Run, evaluation: Evaluation) -> Path:
         epoch_chosen=run.epoch_chosen,
     )
     run.write_text(f"report{suffix}.html", text)
-    matrix = figures.confusion_matrix(evaluation.counts, evaluation.classes)
-    run.write_figure(f"confusion_matrix{suffix}", matrix)
-    run.write_figure(f"mistakes{suffix}", figures.mistakes(evaluation))
+    for figure, png in evaluation.pictures.items():
+        with atomic_write(run.folder / "figures" / f"{figure}{suffix}.png") as file:
+            file.write(png)
     return run.folder / f"report{suffix}.html"
 
 

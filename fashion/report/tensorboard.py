@@ -4,18 +4,20 @@ Written once, from the reported checkpoint: per epoch it would cost more than it
 """
 
 import contextlib
+import io
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from fashion.config import walk
 from fashion.data.datamodule import MEAN, STD, FashionMNIST
-from fashion.report import figures
 from fashion.report.evaluation import Evaluation
 from fashion.report.metrics import OWN, user_metrics
 from fashion.training.classifier import penultimate_features
@@ -133,9 +135,10 @@ def write_evaluation(
         evaluation: of the network.
     """
     split, classes = evaluation.split, evaluation.classes
-    matrix = figures.confusion_matrix(evaluation.counts, classes)
-    writer.add_figure(f"{split}/confusion_matrix", matrix, step)
-    writer.add_figure(f"{split}/mistakes", figures.mistakes(evaluation), step)
+    for name, png in evaluation.pictures.items():
+        with Image.open(io.BytesIO(png)) as image:
+            pixels = np.array(image.convert("RGB"))
+        writer.add_image(f"{split}/{name}", pixels, step, dataformats="HWC")
     for label, name in enumerate(classes):
         writer.add_pr_curve(
             f"{split}/{name}", evaluation.labels == label, evaluation.probabilities[:, label], step

@@ -16,10 +16,10 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -31,9 +31,6 @@ from fashion.errors import UserError
 from fashion.runs import untrusted
 from fashion.runs.files import SCRATCH, atomic_write
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 # Test-time augmentation: predictions of each image, or the mean over it and its horizontal flip.
 TTA = ("none", "hflip")
 # Files of a finished run, about the checkpoint that it reports.
@@ -41,7 +38,8 @@ REPORTED = (
     "metrics.json",
     *(f"{split}{tta}.npz" for split in ("val", "test") for tta in ("", "_hflip")),
     *("report.html", "report-test.html"),
-    *("figures/confusion_matrix.png", "figures/mistakes.png"),
+    *(f"figures/confusion_matrix{end}.png" for end in ("", "-test")),
+    *(f"figures/mistakes{end}.png" for end in ("", "-test")),
 )
 LONGEST_HISTORY = 2**24  # bytes
 
@@ -244,9 +242,6 @@ class Run:
             _predictions_file(split, tta), lambda file: np.savez(file, **predictions._asdict())
         )
 
-    def write_figure(self, name: str, figure: "Figure") -> None:
-        self._write(f"figures/{name}.png", lambda file: figure.savefig(file, format="png", dpi=150))
-
     def write_text(self, name: str, text: str) -> None:
         # A folder's name need not be UTF-8.
         self._write(name, lambda file: file.write(text.encode(errors="backslashreplace")))
@@ -254,6 +249,10 @@ class Run:
     def _write(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
         with atomic_write(self.folder / name) as file:
             write(file)
+
+    @cached_property
+    def _lock(self) -> FileLock:
+        return FileLock(self.folder / ".lock", timeout=0, mode=0o666)
 
     @property
     def is_locked(self) -> bool:
@@ -270,7 +269,8 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Lock the folder, which is made if need be, for this process's writing alone.
 
-        The system releases the lock when the process ends, however it ends.
+        The system releases the lock when the process ends, however it ends. Locks of one object
+        may be nested.
 
         Raises:
             UserError: it cannot be written.
@@ -281,8 +281,7 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             if path.is_symlink() or (path.exists() and not path.is_file()):
                 raise UserError(f"{path} is not a plain file; remove it.")
-            lock = FileLock(path, timeout=0, mode=0o666)
-            lock.acquire()
+            self._lock.acquire()
         except Timeout as error:
             raise BusyError(
                 f"Another process is writing the run {self.folder}. Wait for it; a new run "
@@ -301,7 +300,7 @@ class Run:
         try:
             yield
         finally:
-            lock.release()
+            self._lock.release()
 
     @contextlib.contextmanager
     def start(
@@ -401,40 +400,6 @@ def without_metadata(config: DictConfig, *besides: str) -> dict[str, Any]:
 
 def _predictions_file(split: str, tta: str) -> str:
     return f"{split}.npz" if tta == "none" else f"{split}_{tta}.npz"
-
-
-def refuse_other_splits(runs: Sequence[Run]) -> None:
-    """Raises UserError: the runs have different validation sets."""
-    for key in ("data.split_seed", "data.val_size", "data.folds", "data.fold"):
-        if len({OmegaConf.select(run.config, key) for run in runs}) > 1:
-            raise UserError(f"These runs validate on different images:\n{listed(runs, key)}")
-
-
-def common_predictions(
-    runs: Sequence[Run], split: str, tta: str = "none"
-) -> dict[Run, Predictions]:
-    """Return several runs' predictions of the same images.
-
-    Raises:
-        UserError: one has no predictions, or they predicted different images.
-    """
-    if split == "val":
-        refuse_other_splits(runs)
-    predictions, errors = {}, []
-    for run in runs:
-        try:
-            predictions[run] = run.predictions(split, tta)
-        except UserError as error:  # all at once: they are fixed one by one
-            errors.append(str(error))
-    if errors:
-        raise UserError("\n".join(errors))
-    (first, expected), *others = predictions.items()
-    if other := [run for run, each in others if not np.array_equal(each.labels, expected.labels)]:
-        raise UserError(
-            f"These runs predicted other images than {first.folder}, or in another order: "
-            f"their labels are not the same.\n{listed(other)}"
-        )
-    return predictions
 
 
 def listed(runs: Iterable[Run], key: str | None = None) -> str:

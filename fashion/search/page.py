@@ -1,111 +1,179 @@
-"""One HTML page about one search, in the frame of a run's report."""
+"""search.html: one page about one search, also while it runs.
 
-import html
+The charts are the report's, not Optuna's: those mix all trials of a study in one color, name every
+trial in a legend, and do not follow a page's dark mode. A caption says which trials a chart leaves
+out, and how many lie outside its axis.
+"""
+
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import optuna
+from markupsafe import Markup
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from fashion.report import figures
-from fashion.report.page import Drawing, frame
-from fashion.search.study import origin, reason
+from fashion.report import figures, table
+from fashion.report.metrics import percent
+from fashion.report.page import render, svg
+from fashion.runs.files import atomic_write
+from fashion.search.trials import Trials, failure
+from fashion.search.workers import count, duration
 
 if TYPE_CHECKING:
-    from fashion.compare import Table
+    from matplotlib.figure import Figure
 
-LEAST = 20  # trials to tell importances from: of fewer the best tenth is but one
+    from fashion.search.study import Search
+
+LEAST = 20  # trials from which importances are shown: of fewer, the best tenth is a single one
 STATES = {
-    TrialState.COMPLETE: "trained to the end",
+    TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
-    TrialState.WAITING: "interrupted",
     TrialState.RUNNING: "running",
 }
+Chart = tuple[Markup, str]  # and its caption
+
+
+def write(
+    search: "Search",
+    summary: Sequence[str],
+    found: table.Table | None = None,
+    winner: Sequence[str] = (),
+) -> Path:
+    """Write the page into the search's folder; return its path.
+
+    Args:
+        search: whose trials are shown.
+        summary: sentences.
+        found: the confirmation's table; None where there is none yet.
+        winner: its values and the command that trains it, as lines.
+    """
+    from fashion.search.study import trial_run
+
+    trials = search.trials()
+    working = {t.number for t in trials.running if trial_run(search.folder, t.number).is_locked}
+    text = page(search.name, trials, summary, found, winner=winner, working=working)
+    path = search.folder / "search.html"
+    with atomic_write(path) as file:
+        file.write(text.encode())
+    return path
 
 
 def page(
     name: str,
-    trials: Sequence[FrozenTrial],
+    trials: Trials,
     summary: Sequence[str],
-    verdict: "Table | None",
+    found: table.Table | None,
+    *,
+    winner: Sequence[str] = (),
+    working: set[int] = frozenset(),  # type: ignore[assignment]
 ) -> str:
-    """The report of a search.
+    """Return the page of a search.
 
     Args:
         name: of the search; the page's title.
-        trials: each configuration's last attempt.
-        summary: what was said at its end, as plain lines.
-        verdict: of the best configurations on fresh seeds.
+        trials: all of them.
+        summary: sentences.
+        found: the confirmation's table.
+        winner: its values and the command that trains it, as lines.
+        working: numbers of the unfinished trials that a worker is at; the others are interrupted.
     """
-    drawing = Drawing()
     measured = [trial for trial in trials if trial.value is not None]
-    sections = [
-        ("summary", "Summary", _summary(summary)),
-        ("verdict", "Verdict", _verdict(verdict)),
-        ("history", "History", _history(measured, drawing)),
-        ("importance", "What matters", _importance(measured, drawing)),
-        ("parameters", "Parameters", _slices(measured, drawing)),
-        ("curves", "Learning curves", _curves(trials, drawing)),
-        ("trials", "Trials, the best first", _trials(trials)),
-    ]
-    header = (
-        f'<p class="kicker">Fashion-MNIST search</p>\n<h1>{html.escape(name)}</h1>\n'
-        '<p class="lead">Accuracies are of the validation split; the test set has not been read.'
-        "</p>"
+    running = [trial for trial in trials.running if trial.number in working]
+    states = {
+        trial.number: "interrupted"
+        if trial in trials.running and trial.number not in working
+        else STATES[trial.state]
+        for trial in trials
+    }
+    return render(
+        "search.html",
+        name=name,
+        headline=_headline(trials, found),
+        tiles=_tiles(trials),
+        summary=summary,
+        winner="\n".join(winner),
+        tables=table.cells(found) if found else [],
+        notes=found.notes if found else [],
+        running=_curves(running, "running", trials) if running else None,
+        history=_history(measured, trials),
+        importance=_importance(measured),
+        slices=_slices(measured, trials),
+        curves=_curves([t for t in trials if t.intermediate_values], "all", trials),
+        rows=[_row(trial, states[trial.number]) for trial in _ranked(trials)],
     )
-    return frame(f"{name}: search on Fashion-MNIST", header, sections)
 
 
-def _summary(lines: Sequence[str]) -> str:
-    text = html.escape("\n".join(lines))
-    return f'<pre class="wrap" tabindex="0" role="region" aria-label="Summary">{text}</pre>'
-
-
-def _verdict(table: "Table | None") -> str:
-    if table is None:
-        return "<p>Nothing was trained on fresh seeds.</p>"
-    against = {found.name: found for found in table.comparisons}
-    rows = []
-    for row in table.rows:
-        over = "" if row.low is None else f"{row.low:.2f} to {row.high:.2f}"
-        found = against.get(row.name)
-        cells = [
-            str(row.n),
-            f"{row.accuracy:.2f}",
-            over,
-            f"{row.parameters:,}",
-            f"{row.minutes:.1f}",
-            "" if found is None else f"{found.difference:+.2f}",
-            "" if found is None else f"{found.low:+.2f} to {found.high:+.2f}",
-            "" if found is None else f"{found.p_holm:.3g}",
-        ]
-        rows.append([row.name, *cells])
-    columns = ["Configuration", "Seeds", "Accuracy, %", "95 % over seeds", "Parameters", "Minutes"]
-    base = table.baseline
-    table_ = _listing("Verdict", [*columns, f"Points against {base}", "95 %", "p (Holm)"], rows)
+def _headline(trials: Trials, found: table.Table | None) -> tuple[str, str] | None:
+    """Return an accuracy and what it is: the confirmed one, else the search's best."""
+    if found:
+        row = found.rows[0]
+        interval = "" if row.low is None else f", 95 % interval {row.low:.2f} to {row.high:.2f}"
+        return (
+            percent(row.accuracy / 100, 2),
+            f"{row.name}: mean over {count(row.n, 'fresh seed')}{interval}.",
+        )
+    if trials.best is None:
+        return None
     return (
-        "<p>The search's best configurations and the one that it began with, each trained again on "
-        f"seeds that the search had not used.</p>\n{table_}"
+        percent(trials.best.value, 2),
+        (
+            f"Trial {trials.best.number}, the highest of {len(trials.finished)} finished trials, "
+            "and so optimistic: it has not been confirmed on fresh seeds."
+        ),
     )
 
 
-def _history(measured: Sequence[FrozenTrial], drawing: Drawing) -> str:
+def _tiles(trials: Trials) -> dict[str, str]:
+    return {
+        "Trials": str(len(trials)),
+        "Complete": str(len(trials.completed)),
+        "Pruned": str(len(trials.pruned)),
+        "Failed": str(len(trials.failed)),
+        "Unfinished": str(len(trials.running)),
+        "Time": duration(trials.seconds),
+    }
+
+
+def _chart(figure: "Figure", alternative: str, said: Sequence[str]) -> Chart:
+    return svg(figure, alternative), " ".join(said)
+
+
+def _below(figure: "Figure", values: Sequence[float]) -> list[str]:
+    """Return how many values lie below the figure's axis, as a sentence, if any do."""
+    low = figure.axes[0].get_ylim()[0]
+    hidden = sum(value < low for value in values)
+    if not hidden:
+        return []
+    return [f"{hidden} of {len(values)} lie below the axis, which begins at {percent(low)}."]
+
+
+def _left_out(shown: int, trials: Trials, why: str) -> list[str]:
+    missing = len(trials) - shown
+    return [f"Not shown: {count(missing, 'trial')} {why}."] if missing else []
+
+
+def _history(measured: Sequence[FrozenTrial], trials: Trials) -> Chart | None:
     if not measured:
-        return "<p>No trial has been measured.</p>"
+        return None
+    values = _values(measured)
     figure = figures.search_history(
-        [origin(trial) for trial in measured],
-        [float(trial.value or 0) for trial in measured],
-        _whole(measured),
+        [trial.number for trial in measured], values, _completed(measured)
     )
-    return drawing(figure, f"Accuracy of {len(measured)} trials in their order.")
+    left_out = _left_out(len(measured), trials, "that failed or are unfinished")
+    return _chart(
+        figure,
+        f"Accuracy of {len(measured)} trials in their order.",
+        [*_below(figure, values), *left_out],
+    )
 
 
-def _importance(measured: Sequence[FrozenTrial], drawing: Drawing) -> str:
+def _importance(measured: Sequence[FrozenTrial]) -> Chart | None:
     if len(measured) < LEAST or len({trial.value for trial in measured}) == 1:
-        return "<p>Too few trials were measured to tell what matters.</p>"
-    # Optuna asks trained trials alone; but that the others were pruned tells most of what matters.
+        return None
+    # Optuna considers completed trials only; but that the others were pruned says most.
     study = optuna.create_study(direction="maximize")
     study.add_trials(
         optuna.create_trial(
@@ -113,83 +181,75 @@ def _importance(measured: Sequence[FrozenTrial], drawing: Drawing) -> str:
         )
         for trial in measured
     )
-    shares = optuna.importance.get_param_importances(study)
-    return (
-        "<p>Which parameters set the best tenth of the trials apart (PED-ANOVA, Watanabe et al. "
-        "2023), where a pruned one counts with what it had reached; it says nothing of values that "
-        "no trial had.</p>\n"
-        + drawing(figures.importances(shares), "Importance of each parameter.")
-    )
+    importances = optuna.importance.get_param_importances(study)
+    return _chart(figures.importances(importances), "Importance of each parameter.", [])
 
 
-def _slices(measured: Sequence[FrozenTrial], drawing: Drawing) -> str:
-    names = list(dict.fromkeys(name for trial in measured for name in trial.params))
+def _slices(measured: Sequence[FrozenTrial], trials: Trials) -> list[Chart]:
+    names = dict.fromkeys(name for trial in measured for name in trial.params)
     charts = []
     for name in names:
         having = [trial for trial in measured if name in trial.params]
         distribution = having[0].distributions[name]
         log = isinstance(distribution, FloatDistribution | IntDistribution) and distribution.log
+        values = _values(having)
         figure = figures.search_slice(
-            name,
-            [trial.params[name] for trial in having],
-            [float(trial.value or 0) for trial in having],
-            _whole(having),
-            log=log,
+            name, [trial.params[name] for trial in having], values, _completed(having), log=log
         )
-        charts.append(drawing(figure, f"Accuracy against {name}."))
-    if not charts:
-        return "<p>No trial has been measured.</p>"
-    return f'<div class="figures">\n{"".join(charts)}\n</div>'
+        left_out = _left_out(len(having), trials, "without this parameter or a value")
+        charts.append(
+            _chart(figure, f"Accuracy against {name}.", [*_below(figure, values), *left_out])
+        )
+    return charts
 
 
-def _curves(trials: Sequence[FrozenTrial], drawing: Drawing) -> str:
+def _curves(shown: Sequence[FrozenTrial], which: str, trials: Trials) -> Chart | None:
     curves = [
         (dict(sorted(trial.intermediate_values.items())), trial.state == TrialState.COMPLETE)
-        for trial in trials
+        for trial in shown
         if trial.intermediate_values
     ]
+    if which == "running":
+        curves = [(curve, True) for curve, _ in curves]
+        said = [f"Running: {', '.join(f'trial {trial.number}' for trial in shown)}."]
+        if len(curves) < len(shown):
+            said.append(f"{len(shown) - len(curves)} of them in the first epoch.")
+    else:
+        said = _left_out(len(curves), trials, "without a finished epoch")
     if not curves:
-        return "<p>No learning curves were recorded.</p>"
-    return drawing(figures.search_curves(curves), f"Learning curves of {len(curves)} trials.")
+        return (Markup(), " ".join(said)) if which == "running" else None
+    figure = figures.search_curves(curves)
+    if which == "running":
+        figure.axes[0].autoscale(axis="y")  # all of them
+    low = figure.axes[0].get_ylim()[0]
+    if hidden := sum(max(curve.values()) < low for curve, _ in curves):
+        said.append(f"{hidden} lie wholly below the axis, which begins at {percent(low)}.")
+    return _chart(figure, f"Learning curves of {count(len(curves), f'{which} trial')}.", said)
 
 
-def _trials(trials: Sequence[FrozenTrial]) -> str:
-    ranked = sorted(trials, key=lambda trial: (trial.value is None, -(trial.value or 0)))
-    rows = [
-        [
-            str(origin(trial)),
-            "" if trial.value is None else f"{100 * trial.value:.2f}",
-            STATES[trial.state],
-            str(len(trial.intermediate_values)),
-            reason(trial)
-            if trial.state == TrialState.FAIL
-            else " ".join(f"{key}={_short(value)}" for key, value in trial.params.items()),
-        ]
-        for trial in ranked
-    ]
-    return _listing("Trials", ["Trial", "Accuracy, %", "State", "Epochs", "Parameters"], rows)
+def _ranked(trials: Trials) -> list[FrozenTrial]:
+    return sorted(trials, key=lambda trial: (trial.value is None, -(trial.value or 0)))
 
 
-def _listing(label: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{html.escape(column)}' for column in columns)
-    body = "\n".join(
-        f'<tr><th scope="row">{html.escape(row[0])}'
-        + "".join(f"<td>{html.escape(cell)}" for cell in row[1:])
-        for row in rows
-    )
-    return f"""<div class="scroll" tabindex="0" role="region" aria-label="{label}">
-<table class="listing">
-<thead><tr>{head}</thead>
-<tbody>
-{body}
-</tbody>
-</table>
-</div>"""
+def _row(trial: FrozenTrial, state: str) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "value": percent(trial.value, 2),
+        "state": state,
+        "epochs": len(trial.intermediate_values),
+        "text": failure(trial)
+        if trial.state == TrialState.FAIL
+        else " ".join(f"{key}={_short(value)}" for key, value in trial.params.items()),
+    }
 
 
 def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _whole(trials: Sequence[FrozenTrial]) -> list[bool]:
+def _values(trials: Sequence[FrozenTrial]) -> list[float]:
+    return [float(trial.value or 0) for trial in trials]
+
+
+def _completed(trials: Sequence[FrozenTrial]) -> list[bool]:
     return [trial.state == TrialState.COMPLETE for trial in trials]

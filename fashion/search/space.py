@@ -1,20 +1,19 @@
-"""A search space: which keys of a configuration vary, within what, and on which condition.
+"""The search space: which keys of a configuration vary, over which range, on which condition.
 
-A file in conf/search/ maps keys, as the command line has them, to what each may be:
+A file in conf/search/ maps keys, as on the command line, to ranges:
 
-    optimizer.lr: {float: [1e-4, 1e-2], log: true}            log: spread evenly over its logarithm
+    optimizer.lr: {float: [1e-4, 1e-2], log: true}            log: uniform over the logarithm
     data.batch_size: {choices: [32, 64, 128]}
     model.network.conv: {length: [1, 3], int: [16, 128]}      a list: its length, and each element
     model.network.negative_slope:
       float: [0.01, 0.3]
-      when: {model.network.conv_activation: leaky_relu}       varied only then; one value or several
+      when: {model.network.conv_activation: leaky_relu}       varies only then; one value or a list
 
-A list gives a parameter for its length (KEY.length, which conditions may name too) and one for each
-element (KEY.0, KEY.1, ...), which is there only in lists that are long enough. What a condition
-leaves out keeps the configuration's own value. Imports neither torch nor Optuna.
+A list gives one parameter for its length (KEY.length, which conditions may name too) and one per
+element (KEY.0, KEY.1, ...), which is drawn only for lists that are long enough. A parameter whose
+condition does not hold keeps the configuration's own value. Imports neither torch nor Optuna.
 """
 
-import difflib
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,19 +22,21 @@ from typing import TYPE_CHECKING, Any, Literal
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fashion import config as schema
-from fashion.errors import UserError
+from fashion.config import METADATA_KEYS, shown, walk
+from fashion.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
 KINDS = ("float", "int", "choices")
 LONGEST = 100  # of lists: each element is a parameter
-# What every trial must share, or their values could not be compared.
+# What all trials share, so that their values can be compared; sections include their keys.
 SHARED = (
-    *("seed", "test", "report", "resume", "name", "sweep", "checkpoint"),
-    *("data.root", "data.val_size", "data.split_seed", "data.official"),
+    *METADATA_KEYS,
+    *("seed", "test", "checkpoint", "init_from", "metrics", "callbacks.best"),
+    *("data.val_size", "data.split_seed", "data.official", "data.folds", "data.fold"),
     *("trainer.max_epochs", "trainer.limit_train_batches", "trainer.limit_val_batches"),
-    *("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.progress_bar"),
+    *("trainer.accelerator", "trainer.devices", "trainer.strategy"),
 )
 
 Value = bool | int | float | str | None
@@ -43,17 +44,16 @@ Value = bool | int | float | str | None
 
 @dataclass(frozen=True)
 class Parameter:
-    """One number or choice that a trial draws, where its conditions hold."""
+    """One number or choice that a trial draws if its conditions hold."""
 
     name: str
     kind: Literal["float", "int", "choices"]
     values: tuple[Any, ...]  # low and high, both included; or the choices
     log: bool = False
-    # Parameter -> values of it, one of which it must have; all of them.
+    # Parameter -> values, one of which it must have. All conditions must hold.
     conditions: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
 
-    def holds(self, value: object) -> bool:
-        """Whether `value` lies within."""
+    def __contains__(self, value: object) -> bool:
         if self.kind == "choices":
             return any(_same(value, choice) for choice in self.values)
         number = int if self.kind == "int" else (int, float)
@@ -82,7 +82,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Space:
-    """Parameters in an order in which each comes after those that its conditions name."""
+    """Parameters, ordered so that each comes after those that its conditions name."""
 
     parameters: tuple[Parameter, ...]
     lists: tuple[str, ...]  # keys whose value is a list
@@ -93,51 +93,61 @@ class Space:
 
     @classmethod
     def parse(cls, entries: Mapping[Any, Any], config: DictConfig) -> "Space":
-        """The space over `config` that a file in conf/search/ describes, as plain values.
+        """Return the space over `config` that the content of a file in conf/search/ describes.
 
         Raises:
-            UserError: one line a fault, by its key: it is unknown or not to be varied, its range is
-                empty or holds what the configuration does not allow, its condition can never hold,
-                or the configuration's own value lies outside.
+            UserError: one line per violation: a key is unknown or must not vary, a range is empty
+                or holds what the configuration does not allow, a condition names no value of the
+                space, or the configuration's own value lies outside.
         """
         if not entries:
-            raise UserError("search: the space is empty; it maps keys to what each may be.")
-        faults = []
+            raise UserError("search: the space is empty; it maps keys to ranges.")
+        nodes = dict(walk(_plain(config)))
+        lists = tuple(f"{key}." for key, node in nodes.items() if isinstance(node, list))
+        keys = [
+            key
+            for key, node in nodes.items()
+            if not isinstance(node, dict) and not key.startswith(lists)
+        ]
+        violations = []
         parameters: list[Parameter] = []
         for key, entry in entries.items():
             try:
-                _check_key(key, config)
+                _check_key(str(key), keys)
                 parameters += _parameters(key, entry, OmegaConf.select(config, key))
             except UserError as error:
-                faults.append(f"search.{key}: {error}")
-        if faults:
-            raise UserError("\n".join(faults))
-        _check_conditions({parameter.name: parameter for parameter in parameters})
-        lists = tuple(key for key, entry in entries.items() if "length" in entry)
-        space = cls(tuple(_in_order(parameters)), lists)
+                violations.append(f"search.{key}: {error}")
+        known = {parameter.name: parameter for parameter in parameters}
+        if not violations:
+            violations = list(_wrong_conditions(known))
+        if violations:
+            raise UserError("\n".join(violations))
+        space = cls(
+            tuple(_in_order(list(known.values()))),
+            tuple(key for key, entry in entries.items() if "length" in entry),
+        )
         space.defaults(config)
         space._check_values(config)
         return space
 
     def defaults(self, config: DictConfig) -> dict[str, Value]:
-        """The configuration's own values of the parameters whose conditions hold in it.
+        """Return the configuration's own values of the parameters that are active in it.
 
         Raises:
             UserError: one lies outside the space.
         """
         values: dict[str, Value] = {}
-        faults = []
         for parameter in self.parameters:
             if parameter.active(values):
-                value = self._own(parameter.name, config)
-                values[parameter.name] = value
-                if not parameter.holds(value):
-                    faults.append(
-                        f"search.{parameter.name}: the configuration's own value, "
-                        f"{_word(value)}, which the first trial takes, is outside: {parameter}."
-                    )
-        if faults:
-            raise UserError("\n".join(faults))
+                values[parameter.name] = self._own(parameter.name, config)
+        outside = [
+            f"search.{parameter.name}: the configuration's own value, "
+            f"{shown(values[parameter.name])} (of the first trial), is outside: {parameter}."
+            for parameter in self.parameters
+            if parameter.name in values and values[parameter.name] not in parameter
+        ]
+        if outside:
+            raise UserError("\n".join(outside))
         return values
 
     def _own(self, name: str, config: DictConfig) -> Value:
@@ -150,24 +160,25 @@ class Space:
         return value
 
     def _check_values(self, config: DictConfig) -> None:
-        """Whether the configuration allows the ends of every range, and every choice."""
+        """Check that the configuration allows the ends of every range, and every choice."""
         rounds = max(len(parameter.values) for parameter in self.parameters)
         for number in range(rounds + 1):
-            values = {}
-            for parameter in self.parameters:
-                # A list of the least length in the last round, of the greatest in the others.
-                lengths = parameter.name.rpartition(".")[2] == "length"
-                choice = min(number, len(parameter.values) - 1)
-                if lengths:
-                    choice = 0 if number == rounds else 1
-                values[parameter.name] = parameter.values[choice]
+            # Lists have their shortest length in the last round, the longest in the others.
+            values = {
+                parameter.name: parameter.values[
+                    int(number < rounds)
+                    if parameter.name.endswith(".length")
+                    else min(number, len(parameter.values) - 1)
+                ]
+                for parameter in self.parameters
+            }
             try:
-                schema.check(OmegaConf.to_container(self.apply(config, values)), {})  # type: ignore[arg-type]
+                schema.check(_plain(self.apply(config, values)), {})
             except UserError as error:
                 raise UserError(f"search: a value of the space is not allowed:\n{error}") from error
 
     def suggest(self, trial: "Trial") -> dict[str, Value]:
-        """What a trial draws, of the parameters whose conditions hold."""
+        """Return what a trial draws for the parameters that are active in it."""
         values: dict[str, Value] = {}
         for parameter in self.parameters:
             if parameter.active(values):
@@ -175,11 +186,11 @@ class Space:
         return values
 
     def apply(self, config: DictConfig, values: Mapping[str, Value]) -> DictConfig:
-        """A copy of `config` with these values in it."""
+        """Return a copy of `config` with these values of parameters in it."""
         config = config.copy()
         for key in self.lists:
             if (length := values.get(f"{key}.length")) is not None:
-                elements = [values[f"{key}.{position}"] for position in range(int(length))]
+                elements = [values[f"{key}.{index}"] for index in range(int(length))]
                 OmegaConf.update(config, key, elements)
         for name, value in values.items():
             if name.rpartition(".")[0] not in self.lists:
@@ -187,45 +198,33 @@ class Space:
         return config
 
 
-def _check_key(key: object, config: DictConfig) -> None:
-    if key in SHARED:
+def _check_key(key: str, keys: list[str]) -> None:
+    if any(f"{key}.".startswith(f"{shared}.") for shared in SHARED):
         hint = ""
         if key == "trainer.max_epochs":
             hint = " Pruning and early stopping decide how many epochs a trial gets."
-        raise UserError(f"all trials of a search share it, so that they compare.{hint}")
-    keys = list(_keys(config))
+        raise UserError(f"all trials of a search share it, so that they can be compared.{hint}")
     if key not in keys:
-        near = difflib.get_close_matches(str(key), keys, 3)
-        hint = f" Near it: {', '.join(near)}." if near else ""
-        raise UserError(f"there is no such key in the configuration.{hint}")
-
-
-def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    for name in map(str, node):
-        child = OmegaConf.select(node, name)
-        if isinstance(child, DictConfig):
-            yield from _keys(child, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
+        raise UserError(f"there is no such key in the configuration.{did_you_mean(key, keys)}")
 
 
 def _parameters(key: str, entry: object, own: object) -> list[Parameter]:
-    """The parameters of one entry; its faults are raised without its key."""
+    """Return the parameters of one entry; errors are raised without its key."""
     kinds = [kind for kind in KINDS if isinstance(entry, dict) and kind in entry]
     if not isinstance(entry, dict) or len(kinds) != 1:
         raise UserError("give it one of float: [low, high], int: [low, high], choices: [...].")
     kind: Any = kinds[0]
-    if unknown := sorted(set(entry) - {kind, "log", "length", "when"}):
-        raise UserError(f"{', '.join(unknown)} means nothing here; log, length and when do.")
+    if unknown := sorted(map(str, set(entry) - {kind, "log", "length", "when"})):
+        raise UserError(f"{', '.join(unknown)}: unknown here. Known: {kind}, log, length, when.")
     if isinstance(own, ListConfig) != ("length" in entry):
         raise UserError(
-            f"its value, {own!s}, is a list: say how long with length: [least, most]."
+            f"its value, {own!s}, is a list: give its length with length: [least, most]."
             if isinstance(own, ListConfig)
-            else f"its value, {_word(own)}, is no list, so that it has no length."
+            else f"its value, {shown(own)}, is no list, so that it has no length."
         )
     log = entry.get("log", False)
     if not isinstance(log, bool) or (log and kind == "choices"):
-        raise UserError(f"log: {_word(log)}: it is true or false, of float and int alone.")
+        raise UserError(f"log: {shown(log)}: it is true or false, for float and int only.")
     values = _choices(entry[kind]) if kind == "choices" else _range(kind, entry[kind])
     if log and values[0] <= 0:
         raise UserError(f"{kind}: {_listed(values)}: a logarithm needs a lower end above 0.")
@@ -237,13 +236,13 @@ def _parameters(key: str, entry: object, own: object) -> list[Parameter]:
         raise UserError(f"length: {_listed((least, most))}: a list has 0 to {LONGEST} elements.")
     elements = [
         Parameter(
-            f"{key}.{position}",
+            f"{key}.{index}",
             kind,
             values,
             log,
-            conditions | {f"{key}.length": tuple(range(max(least, position + 1), most + 1))},
+            conditions | {f"{key}.length": tuple(range(max(least, index + 1), most + 1))},
         )
-        for position in range(most)
+        for index in range(most)
     ]
     return [Parameter(f"{key}.length", "int", (least, most), conditions=conditions), *elements]
 
@@ -252,7 +251,7 @@ def _choices(given: object) -> tuple[Any, ...]:
     if not isinstance(given, list) or not all(
         value is None or isinstance(value, bool | int | float | str) for value in given
     ):
-        raise UserError(f"choices: {given!s}: a list of numbers, words, true, false or null.")
+        raise UserError(f"choices: {given!s}: a list of numbers, texts, true, false or null.")
     distinct: list[Value] = []
     for value in given:
         if not any(_same(value, other) for other in distinct):
@@ -271,7 +270,7 @@ def _range(kind: str, given: object, word: str | None = None) -> tuple[Any, Any]
         or not all(isinstance(end, number) and not isinstance(end, bool) for end in given)
         or not all(abs(end) <= sys.float_info.max for end in given)  # nan neither
     ):
-        what = "whole numbers" if kind == "int" else "numbers"
+        what = "integers" if kind == "int" else "numbers"
         raise UserError(f"{word}: {given!s}: it takes two {what}, [low, high].")
     low, high = (float(end) for end in given) if kind == "float" else given
     if low >= high:
@@ -281,78 +280,45 @@ def _range(kind: str, given: object, word: str | None = None) -> tuple[Any, Any]
 
 def _when(given: object) -> dict[str, tuple[Value, ...]]:
     if not isinstance(given, dict):
-        raise UserError(f"when: {given!s}: it maps a key of this space to one value or a list.")
+        raise UserError(f"when: {given!s}: it maps a parameter of this space to its values.")
     return {
         key: tuple(allowed) if isinstance(allowed, list) else (allowed,)
         for key, allowed in given.items()
     }
 
 
-def _check_conditions(parameters: Mapping[str, Parameter]) -> None:
-    faults = []
+def _wrong_conditions(parameters: Mapping[str, Parameter]) -> Iterator[str]:
     for parameter in parameters.values():
         for parent, allowed in parameter.conditions.items():
             where = f"search.{parameter.name}: when {parent}: {_listed(allowed)}"
             if parent not in parameters:
-                known = f"{parent}.length" in parameters
-                hint = f" Its length is {parent}.length." if known else ""
-                faults.append(f"{where}: the space has no such parameter.{hint}")
-            elif parameters[parent].kind == "float":
-                faults.append(f"{where}: a condition is on a choice or a whole number.")
-            elif not all(parameters[parent].holds(value) for value in allowed) or not allowed:
-                faults.append(f"{where}: that can never hold, it is {parameters[parent]}.")
-    if faults:
-        raise UserError("\n".join(faults))
-    for parameter in parameters.values():
-        needed: dict[str, tuple[Value, ...]] = {}
-        for parent, allowed in _all_conditions(parameter, parameters, (parameter.name,)):
-            both = [
-                value
-                for value in needed.get(parent, allowed)
-                if any(_same(value, other) for other in allowed)
-            ]
-            if not both:
-                raise UserError(
-                    f"search.{parameter.name}: when: that can never hold, {parent} would have to "
-                    f"be {_listed(needed[parent])} and {_listed(allowed)} at once."
-                )
-            needed[parent] = tuple(both)
+                length = f"{parent}.length" in parameters
+                hint = f" Its length is {parent}.length." if length else ""
+                yield f"{where}: the space has no such parameter.{hint}"
+            elif not allowed or not all(value in parameters[parent] for value in allowed):
+                yield f"{where}: these are not values of it, which is {parameters[parent]}."
 
 
-def _all_conditions(
-    parameter: Parameter, parameters: Mapping[str, Parameter], path: tuple[str, ...]
-) -> Iterator[tuple[str, tuple[Value, ...]]]:
-    """A parameter's conditions, and those of the parameters that they name."""
-    for parent, allowed in parameter.conditions.items():
-        if parent in path:
-            raise UserError(
-                f"search.{path[0]}: when: that can never hold, it depends on itself "
-                f"({' -> '.join((*path, parent))})."
-            )
-        yield parent, allowed
-        yield from _all_conditions(parameters[parent], parameters, (*path, parent))
-
-
-def _in_order(parameters: list[Parameter]) -> Iterator[Parameter]:
-    waiting, placed = list(parameters), set[str]()
+def _in_order(waiting: list[Parameter]) -> Iterator[Parameter]:
+    placed = set[str]()
     while waiting:
-        parameter = next(each for each in waiting if placed >= each.conditions.keys())
-        waiting.remove(parameter)
-        placed.add(parameter.name)
-        yield parameter
+        ready = [parameter for parameter in waiting if placed >= parameter.conditions.keys()]
+        if not ready:
+            names = ", ".join(parameter.name for parameter in waiting)
+            raise UserError(f"search: the conditions of these depend on each other: {names}.")
+        yield ready[0]
+        waiting.remove(ready[0])
+        placed.add(ready[0].name)
 
 
 def _same(one: object, other: object) -> bool:
-    """Equal, and of one type: true is not 1."""
+    """Whether two values are equal and of one type: true is not 1."""
     return isinstance(one, bool) == isinstance(other, bool) and one == other
 
 
-def _word(value: object) -> str:
-    """As YAML has it."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
-
-
 def _listed(values: Any) -> str:
-    return f"[{', '.join(map(_word, values))}]"
+    return f"[{', '.join(map(shown, values))}]"
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(config)  # type: ignore[return-value]

@@ -1,175 +1,352 @@
-"""One search as Optuna sees it: stored, sampled, pruned, kept alive, and ended.
+"""One search as an Optuna study: its storage, sampler and pruner, and how its trials are run.
 
-A trial that was killed is failed by Optuna (its heartbeat stops) and tried again under a new
-number. Here the two count once: a trial's `origin` is the number of its first attempt, which names
-its run folder, and its `position` is its place among the configurations that were drawn.
+Any number of processes, on any machines that share the search's folder, run trials of one study.
+A trial's number is also its run folder's name, trials/NUMBER. A trial that lost its worker is
+resumed, under its number and from its last checkpoint, by the next worker that draws one.
+
+Whether a trial has a worker, the lock of its run folder says (see `_drawn`): the system releases it
+the moment a process ends, however it ends, and other machines see it on NFS, CephFS, GPFS and
+Lustre (mounted with `flock`). So there are no heartbeats, no grace periods and no second numbers
+for retried trials. Two limits: an NFS 4 server keeps the locks of a machine that vanished for its
+lease (90 s by default), an NFS 3 server until that machine is back, unless trials/NUMBER/.lock is
+deleted. A file system whose locks end at the machine is detected and refused (`TrialLost`).
 """
 
 import contextlib
+import gc
+import json
 import math
-import re
+import os
+import shlex
 import sqlite3
+import sys
 import time
 import traceback
-import warnings
-from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
 import sqlalchemy
+from filelock import FileLock
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.pruners import NopPruner, SuccessiveHalvingPruner
+from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, TPESampler
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from fashion.config import walk
 from fashion.errors import UserError
+from fashion.runs.run import BusyError, Run, without_metadata
+from fashion.search.space import Space, Value
+from fashion.search.trials import ATTEMPTS, MOST_KILLS, REASON, Limits, Trials, describe
+from fashion.search.workers import PARENT
 
-REASON, INTERRUPTED, BEGAN = "reason", "interrupted", "began"  # attributes of a trial
-OVERSHOOT = "beyond the total"  # drawn at the moment when another worker drew the last
-KILLED = "killed"  # what failed and says no reason
-MISSED_HEARTBEATS = 6  # heartbeats that are missing when a trial counts as killed
-RETRIES = 3  # of a trial that is killed in the same epoch each time; what advances goes on
-ABORT_AFTER = (
-    10  # failures, from the first on and for one reason, after which none is tried any more
-)
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
 
-
-class Limits(NamedTuple):
-    """When a search ends."""
-
-    trials: int
-    gain: float | None = None  # of accuracy, 0..1, that half the trials must bring
-    after: int = 0  # trials, before that is asked
+# Attributes of a study: what it is a search of; the hours for which it was searched.
+IDENTITY, SPENT = "search", "hours"
 
 
 class TimeBudgetExceeded(BaseException):
-    """The time is up: a trial that is running stops, and goes on if the search does."""
+    """Raised in a running trial when the time is up; the trial is resumed if the search is."""
 
 
-class TrialLost(BaseException):
-    """The trial is not ours any more, and will go on, here or elsewhere, if it can.
+class TrialLost(UserError):  # noqa: N818 - not an error of the trial
+    """Raised when another worker has taken this worker's trial while its folder was locked."""
 
-    We were silent for too long, as when a laptop sleeps, or the storage is out of reach.
+
+@dataclass
+class Search:
+    """One search: its configuration and its folder.
+
+    Args:
+        config: the whole configuration.
+        training: a run's part of it.
+        space: over `training`.
+        folder: of everything that the search writes.
     """
 
+    config: DictConfig
+    training: DictConfig
+    space: Space
+    folder: Path
+    deadline: float | None = None  # in seconds since 1970
+    first: int = 0  # number of trials that existed when the command was given
 
-# Storage, sampler, pruner.
+    @property
+    def name(self) -> str:
+        return str(self.config.name)
+
+    @cached_property
+    def study(self) -> Study:
+        """Open the study, or create it; it remembers what it is a search of.
+
+        Raises:
+            UserError: it is a search of something else, or the storage cannot be used.
+        """
+        storage = self.config.storage or f"sqlite:///{(self.folder / 'study.db').resolve()}"
+        pruning = self.config.pruning
+        study = open_study(
+            storage,
+            self.name,
+            sampler=Sampler(
+                self.config.seed,
+                self.space.defaults(self.training),
+                group=self.space.conditional,
+            ),
+            pruner=SuccessiveHalvingPruner(pruning.min_resource, pruning.reduction_factor)
+            if pruning
+            else NopPruner(),
+        )
+        own = self._identity()
+        before = study.user_attrs.get(IDENTITY)
+        if before is None:
+            if (self.folder / "trials").exists():
+                raise UserError(
+                    f"{self.folder} holds trials, and {self.name} in {without_password(storage)} "
+                    "has none. Give this search a folder=FOLDER of its own."
+                )
+            study.set_user_attr(IDENTITY, own)
+        elif before != own:
+            other = sorted(key for key in own | before if own.get(key) != before.get(key))
+            raise UserError(
+                f"{self.folder} holds another search: it differs in {', '.join(other)}. "
+                "Continue that one by its own command, or give this one a name=NAME of its own."
+            )
+        return study
+
+    def _identity(self) -> dict[str, str]:
+        """Return what the values of its trials depend on, as flat keys and JSON values."""
+        parts = {key: plain(self.config[key]) for key in ("search", "pruning")}
+        return {
+            key: json.dumps(node)
+            for key, node in walk(parts | without_metadata(self.training))
+            if not (isinstance(node, dict | list) and node)
+        }
+
+    def begin(self) -> None:
+        """Note how many trials there are, and when the time is up; a worker gets it from above."""
+        if PARENT in os.environ:
+            given = json.loads(os.environ[PARENT])
+            self.deadline, self.first = given["deadline"], given["first"]
+            return
+        trials = self.trials()
+        self.first = len(trials)
+        if (hours := self.config.hours) is not None:
+            spent = self.study.user_attrs.get(SPENT, 0) >= hours
+            left = 0.0 if spent else 3600 * hours - trials.seconds
+            self.deadline = time.time() + left
+
+    def trials(self, first: int = 0) -> Trials:
+        return Trials.of(self.study, first)
+
+    @property
+    def limits(self) -> Limits:
+        improvement = self.config.improvement
+        if improvement is None:
+            return Limits(self.config.trials)
+        return Limits(self.config.trials, improvement.points / 100, improvement.after)
+
+    def trial_config(self, number: int, values: Mapping[str, Value]) -> DictConfig:
+        config = self.space.apply(self.training, values)
+        config.name = f"{self.name}-{number}"
+        return config
+
+    @property
+    def command(self) -> str:
+        """Return what a person types to repeat the search, without where things are."""
+        left_out = ("storage", "worker", "save_as", "data.root", "trainer.enable_progress_bar")
+        words = [
+            override
+            for override in HydraConfig.get().overrides.task
+            if override.lstrip("+~").partition("=")[0] not in left_out
+        ]
+        return shlex.join(["python", "-m", "fashion.tune", *words]).replace("\n", " ")
+
+    @property
+    def warnings(self) -> list[str]:
+        """Return what a reader of the search's results must know about its configuration."""
+        limit = self.training.trainer.get("limit_train_batches")
+        if "data.batch_size" in self.config.search and isinstance(limit, int):
+            return [
+                (
+                    f"trainer.limit_train_batches = {limit} counts steps: trials with larger "
+                    "batches see more images per epoch, so that the accuracies do not compare "
+                    "batch sizes. A fraction, such as 0.1, limits the images instead."
+                )
+            ]
+        return []
+
+    def run_trials(self) -> None:
+        """Run trials until the search is over, and note whether its time was up.
+
+        Raises:
+            TrialLost: the folder's file system does not share locks between machines.
+        """
+        run_trials(
+            self.study,
+            self.folder,
+            self._train_trial,
+            self.limits,
+            deadline=self.deadline,
+            first=self.first,
+        )
+        if self.deadline is not None and time.time() >= self.deadline:
+            # What passed between trials is not to be searched again.
+            self.study.set_user_attr(SPENT, self.config.hours)
+
+    def _train_trial(self, trial: Trial, run: Run) -> float:
+        """Train a trial, or what is left of it, and return its validation accuracy, 0..1."""
+        from fashion.training.callbacks import OptunaPruning
+
+        config = self.trial_config(trial.number, self.space.suggest(trial))
+        begun = self.trials()[trial.number]
+
+        def report(epoch: int, accuracy: float) -> None:
+            # Else the trial was killed between this report and the checkpoint.
+            if epoch not in begun.intermediate_values:
+                trial.report(accuracy, epoch)
+
+        def before_epoch() -> None:
+            if trial.should_prune():
+                raise optuna.TrialPruned
+            if len(_attempts(self.trials()[trial.number])) > len(_attempts(begun)):
+                raise TrialLost(
+                    f"Another worker has taken trial {trial.number} while this one held the lock "
+                    f"of its folder: the file system of {self.folder} does not share locks between "
+                    "machines. Mount it so that it does (Lustre: flock), or search on one machine."
+                )
+
+        def before_step() -> None:
+            if self.deadline is not None and time.time() >= self.deadline:
+                raise TimeBudgetExceeded
+
+        value = train_run(config, run, [OptunaPruning(report, before_epoch, before_step)])
+        for key in ("best_epoch", "epochs", "parameters", "seconds"):
+            trial.set_user_attr(key, run.metrics.get(key))
+        return value
 
 
-def open_study(
-    storage: str,
-    name: str,
-    *,
-    seed: int,
-    defaults: dict[str, Any],
-    conditional: bool,
-    halving: tuple[int, int] | None,
-    heartbeat: int,
-) -> Study:
-    """The study `name`, made if it is not there.
+def trial_run(folder: Path, number: int) -> Run:
+    """Return the run of a trial of the search in `folder`, which need not exist yet."""
+    return Run(folder / "trials" / str(number))
+
+
+def train_run(config: DictConfig, run: Run, callbacks: "Sequence[Callback]" = ()) -> float:
+    """Train a run, or what is left of it, and return its validation accuracy, 0..1.
+
+    Raises:
+        BusyError: another process has locked it.
+        UserError: it cannot be trained.
+    """
+    from fashion.train import train
+
+    # What the last run held, its exception's frames too, is to be free for this one.
+    gc.collect()
+    if "torch" in sys.modules and (torch := sys.modules["torch"]).cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if not run.finished:
+        with run.start(config):
+            train(config, run, report=False, callbacks=callbacks)
+    return float(run.metrics["val/acc"])
+
+
+def plain(value: Any) -> Any:
+    """Return a configuration's value without OmegaConf's types."""
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+# Storage and sampler.
+
+
+def open_study(storage: str, name: str, *, sampler: BaseSampler, pruner: BasePruner) -> Study:
+    """Return the study `name`, created if it does not exist.
 
     Args:
         storage: URL of the database.
         name: of the study in it.
-        seed: of the search.
-        defaults: parameters of the first trial.
-        conditional: whether some parameters are there only where others have certain values.
-        halving: the first epoch after which trials are pruned, and of how many one goes on; None
-            prunes nothing.
-        heartbeat: seconds between two signs of life; after six without one a trial counts as dead.
+        sampler: draws the trials' parameters.
+        pruner: decides which trials are ended early.
 
     Raises:
         UserError: the storage cannot be reached, or another version of Optuna has made it.
     """
     quieten()
-    pruner = NopPruner() if halving is None else Halving(*halving)
-    # Several processes may find an empty database and make its tables at once: one succeeds.
-    for attempt in range(5, -1, -1):
+    # Several processes may find an empty database and create its tables at once: one succeeds.
+    for attempts_left in range(5, -1, -1):
         try:
             return optuna.create_study(
-                storage=_connect(storage, heartbeat),
+                storage=_connect(storage),
                 study_name=name,
                 direction="maximize",
-                sampler=Sampler(seed, defaults, group=conditional),
+                sampler=sampler,
                 pruner=pruner,
                 load_if_exists=True,
             )
         except sqlalchemy.exc.ArgumentError as error:
             raise UserError(f"storage is no URL of a database: {_first_line(error)}") from error
-        except (
-            sqlalchemy.exc.SQLAlchemyError,
-            sqlite3.Error,
-            StorageInternalError,
-        ) as error:
-            if not attempt:
-                raise UserError(f"{shown(storage)} cannot be used: {_first_line(error)}") from error
+        except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, StorageInternalError) as error:
+            if not attempts_left:
+                raise UserError(
+                    f"{without_password(storage)} cannot be used: {_first_line(error)}"
+                ) from error
             time.sleep(np.random.default_rng().uniform(0.1, 1))
         except ImportError as error:
             raise UserError(
-                f"{shown(storage)} needs a driver: pip install 'fashion[postgresql]'."
+                f"{without_password(storage)} needs a driver: pip install 'fashion[postgresql]'."
             ) from error
         except RuntimeError as error:  # made by another version
-            raise UserError(f"{shown(storage)}: {error}") from error
+            raise UserError(f"{without_password(storage)}: {error}") from error
     raise AssertionError
 
 
 def quieten() -> None:
-    """Drop Optuna's line a trial, and its notices that heartbeats and groups may yet change."""
+    """Drop Optuna's line per trial, and its notice that groups are experimental."""
+    import warnings
+
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
-def _connect(storage: str, heartbeat: int) -> RDBStorage:
+def _connect(storage: str) -> RDBStorage:
     url = sqlalchemy.make_url(storage)
-    file = url.get_backend_name() == "sqlite"
-    if file:
-        with sqlite3.connect(str(url.database), timeout=60) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")  # a commit waits for the disk once
-        connection.close()
-    rdb = _Storage(
-        storage,
-        {"connect_args": {"timeout": 60, "isolation_level": None}}
-        if file
-        else {"pool_pre_ping": True},
-        heartbeat_interval=heartbeat,
-        grace_period=MISSED_HEARTBEATS * heartbeat,
-        heartbeat_stale_trial_callback=_after_kill,
+    if url.get_backend_name() != "sqlite":
+        return RDBStorage(storage, {"pool_pre_ping": True})
+    with sqlite3.connect(str(url.database), timeout=60) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")  # a commit waits for the disk once
+    connection.close()
+    rdb = RDBStorage(storage, {"connect_args": {"timeout": 60, "isolation_level": None}})
+    # A transaction that reads before it writes fails if another has written in between.
+    sqlalchemy.event.listen(
+        rdb.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE")
     )
-    if file:
-        # SQLite knows no SELECT FOR UPDATE: without this two workers may take the same trial.
-        sqlalchemy.event.listen(
-            rdb.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE")
-        )
     return rdb
 
 
-class _Storage(RDBStorage):
-    """Tells of each attempt whether a first heartbeat was recorded: only then can it be missed."""
-
-    def record_heartbeat(self, trial_id: int) -> None:
-        # A database that is out of reach for a moment misses a beat; raised, it would end them all.
-        with contextlib.suppress(UpdateFinishedTrialError, StorageInternalError):
-            super().record_heartbeat(trial_id)
-            number = self.get_trial_number_from_id(trial_id)  # the next attempt inherits this one's
-            self.set_trial_user_attr(trial_id, BEGAN, number)
-
-
-def shown(storage: str) -> str:
-    """A storage's URL without its password."""
+def without_password(storage: str) -> str:
     return sqlalchemy.make_url(storage).render_as_string(hide_password=True)
 
 
 class Sampler(BaseSampler):
-    """Optuna's TPE with a seed for each trial: f(seed of the search, position of the trial).
+    """Optuna's TPE with a seed per trial: f(seed of the search, number of the trial).
 
-    So a search that continues does not repeat what it drew before, workers that start together draw
-    different things, and an interrupted search draws what it would have drawn. The first trial is
-    the configuration as it stands.
+    So a search that continues does not repeat what it drew before, workers that start together
+    draw different values, and an interrupted search draws what it would have drawn. The first
+    trial is the configuration as it stands.
+
+    Args:
+        seed: of the search.
+        defaults: parameters of the first trial.
+        group: whether some parameters exist only where others have certain values.
     """
 
     def __init__(self, seed: int, defaults: dict[str, Any], *, group: bool) -> None:
@@ -178,20 +355,19 @@ class Sampler(BaseSampler):
         self.group = group
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self.position = position(trial, study.get_trials(deepcopy=False))
-        (seed,) = np.random.SeedSequence([self.seed, self.position]).generate_state(1).tolist()
+        (seed,) = np.random.SeedSequence([self.seed, trial.number]).generate_state(1).tolist()
         self.tpe = TPESampler(seed=seed, group=self.group)
         self.tpe.before_trial(study, trial)
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        return self.tpe.infer_relative_search_space(study, trial) if self.position else {}
+        return self.tpe.infer_relative_search_space(study, trial) if trial.number else {}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self.tpe.sample_relative(study, trial, search_space) if self.position else {}
+        return self.tpe.sample_relative(study, trial, search_space) if trial.number else {}
 
     def sample_independent(
         self,
@@ -200,162 +376,22 @@ class Sampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        if not self.position:
+        if not trial.number:
             return self.defaults[param_name]
         return self.tpe.sample_independent(study, trial, param_name, param_distribution)
 
 
-class Halving(SuccessiveHalvingPruner):
-    """Optuna's successive halving, in which an attempt that was killed does not compete."""
-
-    def __init__(self, min_resource: int, factor: int) -> None:
-        super().__init__(min_resource=min_resource, reduction_factor=factor)
-
-    def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        return super().prune(_Distinct(study), trial)  # type: ignore[arg-type]
-
-
-class _Distinct:
-    """A study that shows each configuration's last attempt alone."""
-
-    def __init__(self, study: Study) -> None:
-        self._of = study
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._of, name)
-
-    def get_trials(self, *arguments: Any, **named: Any) -> list[FrozenTrial]:
-        return distinct(self._of.get_trials(*arguments, **named))
-
-
-# What trials mean.
-
-
-def origin(trial: FrozenTrial) -> int:
-    """The number of a trial's first attempt."""
-    return (*_attempts(trial), trial.number)[0]
-
-
-def _attempts(trial: FrozenTrial) -> list[int]:
-    """Numbers of the attempts before this one."""
-    return RetryHeartbeatStaleTrialCallback.retry_history(trial)
-
-
-def distinct(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """The last attempt of each configuration that was drawn, in the order of their origins."""
-    trials = list(trials)
-    replaced = {number for trial in trials for number in _attempts(trial)}
-    last = [
-        trial
-        for trial in trials
-        if trial.number not in replaced and trial.user_attrs.get(REASON) != OVERSHOOT
-    ]
-    return sorted(last, key=origin)
-
-
-def position(trial: FrozenTrial, trials: Iterable[FrozenTrial]) -> int:
-    """How many configurations were drawn before this trial's."""
-    trials = list(trials)
-    surplus = {origin(other) for other in trials if other.user_attrs.get(REASON) == OVERSHOOT}
-    return sum(
-        not _attempts(other) and other.number not in surplus
-        for other in trials
-        if other.number < origin(trial)
-    )
-
-
-def reason(trial: FrozenTrial) -> str:
-    """Why a trial failed."""
-    return str(trial.user_attrs.get(REASON, KILLED))
-
-
-def finished(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    return [trial for trial in trials if trial.state.is_finished()]
-
-
-def completed(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """Those trained to their end, the best first."""
-    done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    return sorted(done, key=lambda trial: (-(trial.value or 0), trial.number))
-
-
-def seconds(trials: Iterable[FrozenTrial]) -> float:
-    """For how long at least one trial was running; of what was killed nobody knows."""
-    spans = sorted(
-        (trial.datetime_start, trial.datetime_complete)
-        for trial in trials
-        if trial.datetime_start
-        and trial.datetime_complete
-        and (
-            trial.state != TrialState.FAIL
-            or REASON in trial.user_attrs
-            or INTERRUPTED in trial.user_attrs
-        )
-    )
-    total, until = 0.0, datetime.min  # noqa: DTZ901 - Optuna's have no zone either
-    for start, end in spans:
-        if end > until:
-            total += (end - max(start, until)).total_seconds()
-            until = end
-    return total
-
-
-def gain_of_second_half(trials: Sequence[FrozenTrial]) -> float | None:
-    """By how much the later half of the finished trials raised the best value; None: unknown.
-
-    That is about what as many trials again can be expected to bring, or less: the highest of twice
-    as many draws lies above the highest of half by a constant where the tail is exponential (the
-    Gumbel case of extreme value theory), and by less and less where the values are bounded.
-    """
-    done = finished(trials)
-    before, after = completed(done[: len(done) // 2]), completed(done)
-    if not before:
-        return None
-    return float(after[0].value - before[0].value)  # type: ignore[operator]
-
-
-def ended(trials: Sequence[FrozenTrial], limits: Limits, deadline: float | None) -> str | None:
-    """Why the search of these (distinct) trials is over, if it is."""
-    count = len(finished(trials))
-    if count >= limits.trials:
-        return f"all {limits.trials} trials are done"
-    if limits.gain is not None and count >= max(limits.after, 2):
-        gain = gain_of_second_half(trials)
-        if gain is not None and gain < limits.gain:
-            return (
-                "no improvement is expected: the second half of the trials raised the best by "
-                f"{100 * gain:.2f} points, less than {100 * limits.gain:g}"
-            )
-    # Last: the conclusion, which may be drawn long after the search, asks again.
-    if deadline is not None and time.time() >= deadline:
-        return "its time is up"
-    return None
-
-
-def abort_reason(trials: Sequence[FrozenTrial]) -> str | None:
-    """The one reason for which the first `ABORT_AFTER` of these (distinct) trials failed.
-
-    The first drawn, not the first finished: that one of them is still running may save the others.
-    """
-    first = trials[:ABORT_AFTER]
-    if len(first) < ABORT_AFTER or any(trial.state != TrialState.FAIL for trial in first):
-        return None
-    # The same failure may tell other sizes each time.
-    kinds = {re.sub(r"\d[\d.,e+-]*", "#", reason(trial)) for trial in first}
-    return reason(first[0]) if len(kinds) == 1 else None
-
-
-# Running them.
+# Running trials.
 
 
 def run_trials(
     study: Study,
-    objective: Callable[[Trial, int], float],
+    folder: Path,
+    objective: Callable[[Trial, Run], float],
     limits: Limits,
     *,
-    deadline: float | None,
-    first: int,
-    silence: int,
+    deadline: float | None = None,
+    first: int = 0,
 ) -> None:
     """Run trials, one after the other, until the search is over.
 
@@ -363,113 +399,119 @@ def run_trials(
 
     Args:
         study: whose trials they are.
-        objective: trains one, of which it is told the `origin` too.
+        folder: of the search; shared by all processes.
+        objective: trains a trial, or what is left of it, in its locked run; returns its value.
         limits: of the search.
-        deadline: as `time.time` counts.
-        first: how many trials were there when the command was given: earlier failures are past.
-        silence: seconds after which a trial that gives no sign of life counts as killed.
+        deadline: in seconds since 1970.
+        first: number of trials that existed when the command was given; their failures are past.
     """
-    guarded = _guarded(study, objective, limits)
-    newborn: dict[int, float] = {}
     while True:
-        trials = study.get_trials(deepcopy=False)
-        if abort_reason(distinct(trials[first:])):
+        if Trials.of(study, first).abort_reason:
             return
-        drawn = distinct(trials)
-        waiting, running = (
-            any(trial.state == state for trial in trials)
-            for state in (TrialState.WAITING, TrialState.RUNNING)
-        )
-        over = ended(drawn, limits, deadline)
-        if over is None and (waiting or len(drawn) < limits.trials):
-            try:
-                study.optimize(guarded, n_trials=1, catch=Exception)
-            except (TimeBudgetExceeded, TrialLost):
+        trials = Trials.of(study)
+        if trials.stop_reason(limits, deadline) is None:
+            with _drawn(study, folder, limits) as drawn:
+                if drawn is not None:
+                    # Out of reach, or ended by another worker: what is not finished is resumed.
+                    with contextlib.suppress(
+                        TimeBudgetExceeded, StorageInternalError, UpdateFinishedTrialError
+                    ):
+                        _run_trial(study, *drawn, objective)
+                    continue
+        elif not has_workers(folder, trials):
+            return
+        time.sleep(0.5)
+
+
+def has_workers(folder: Path, trials: Trials) -> bool:
+    """Whether a process is at work on one of the unfinished trials."""
+    return any(trial_run(folder, trial.number).is_locked for trial in trials.running)
+
+
+@contextlib.contextmanager
+def _drawn(study: Study, folder: Path, limits: Limits) -> Iterator[tuple[Trial, Run] | None]:
+    """Resume a trial that lost its worker, or draw one; its run folder is locked meanwhile.
+
+    From before a trial exists until it has ended, its worker holds trials.lock or the lock of the
+    trial's run folder. So whoever holds trials.lock knows that an unfinished trial whose folder is
+    not locked has no worker.
+    """
+    with contextlib.ExitStack() as stack:
+        with FileLock(folder / "trials.lock", mode=0o666):
+            drawn = _resumed(study, folder, stack)
+            if drawn is None and len(Trials.of(study)) < limits.trials:
+                trial = study.ask()
+                run = trial_run(folder, trial.number)
+                # A waiting worker may look at the lock just now: then it is resumed next time.
+                with contextlib.suppress(BusyError):
+                    stack.enter_context(run.lock())
+                    drawn = trial, run
+            if drawn is not None:
+                _note_begin(drawn[0])
+        yield drawn
+
+
+def _resumed(study: Study, folder: Path, stack: contextlib.ExitStack) -> tuple[Trial, Run] | None:
+    """Return a trial that has no worker, its folder locked; fail those killed too often."""
+    for each in Trials.of(study).running:
+        run = trial_run(folder, each.number)
+        with contextlib.ExitStack() as lock, contextlib.suppress(BusyError):
+            lock.enter_context(run.lock())
+            now = Trials.of(study)[each.number]
+            if now.state.is_finished():  # meanwhile
                 continue
-        elif running:
-            # The last ones may have been killed, and then be tried again.
-            optuna.storages.fail_stale_trials(study)
-            for trial in trials:
-                began = trial.user_attrs.get(BEGAN) == trial.number
-                if trial.state == TrialState.RUNNING and not began:
-                    since = newborn.setdefault(trial.number, time.monotonic())
-                    if time.monotonic() - since > silence:
-                        # Killed before its first heartbeat, which Optuna would wait for forever.
-                        with contextlib.suppress(ValueError, UpdateFinishedTrialError):
-                            put_back(study, trial.number)
-            time.sleep(0.5)
-        else:
-            return
+            trial = Trial(study, now._trial_id)  # noqa: SLF001 - no public way to resume one
+            epochs = len(now.intermediate_values)
+            kills = sum(before == epochs and end is None for before, _, end in _attempts(now))
+            if kills < MOST_KILLS:
+                stack.push(lock.pop_all())
+                return trial, run
+            trial.set_user_attr(REASON, f"killed {kills} times in epoch {epochs + 1}")
+            study.tell(trial, state=TrialState.FAIL)
+    return None
 
 
-def _guarded(
-    study: Study, objective: Callable[[Trial, int], float], limits: Limits
-) -> Callable[[Trial], float]:
-    """`objective` as Optuna calls it: what goes wrong is marked with its reason."""
-
-    def guarded(trial: Trial) -> float:
-        try:
-            return attempted(trial)
-        except (UpdateFinishedTrialError, StorageInternalError) as error:
-            raise TrialLost from error
-
-    def attempted(trial: Trial) -> float:
-        trials = study.get_trials(deepcopy=False)
-        (this,) = (other for other in trials if other.number == trial.number)
-        if position(this, trials) >= limits.trials:
-            trial.set_user_attr(REASON, OVERSHOOT)
-            raise RuntimeError(OVERSHOOT)
-        try:
-            value = objective(trial, origin(this))
-            if not math.isfinite(value):
-                raise ValueError(f"the trial's value is {value}")  # noqa: TRY301
-        except (optuna.TrialPruned, UpdateFinishedTrialError, StorageInternalError):
-            raise
-        except Exception as error:
-            trial.set_user_attr(REASON, describe(error))
-            if not isinstance(error, UserError):
-                traceback.print_exc()
-            raise
-        except BaseException:
-            with contextlib.suppress(UpdateFinishedTrialError):
-                trial.set_user_attr(INTERRUPTED, True)  # noqa: FBT003
-                put_back(study, trial.number)
-            raise
-        return value
-
-    return guarded
+def _attempts(trial: FrozenTrial) -> list[list[Any]]:
+    return list(trial.user_attrs.get(ATTEMPTS, ()))
 
 
-def _after_kill(study: Study, killed: FrozenTrial) -> None:
-    """Leave a trial whose heartbeat has stopped waiting for another attempt, or give it up."""
-    fruitless = sum(
-        INTERRUPTED not in attempt.user_attrs
-        and len(attempt.intermediate_values) == len(killed.intermediate_values)
-        for attempt in study.get_trials(deepcopy=False)
-        if attempt.number in _attempts(killed)
-    )
-    if fruitless < RETRIES:
-        _queue_again(study, killed)
+def _note_begin(trial: Trial) -> None:
+    now = Trials.of(trial.study)[trial.number]
+    attempt = [len(now.intermediate_values), time.time(), None]
+    trial.set_user_attr(ATTEMPTS, [*_attempts(now), attempt])
 
 
-def put_back(study: Study, number: int) -> None:
-    """End an attempt that will not go on, and leave the trial waiting for the next."""
-    attempt = study.tell(number, state=TrialState.FAIL)
-    attempt.user_attrs = {}
-    _queue_again(study, attempt)
+def _note_end(trial: Trial) -> None:
+    """Note that an attempt was not killed, and how long it took."""
+    with contextlib.suppress(StorageInternalError, UpdateFinishedTrialError):
+        *others, (epochs, start, _) = _attempts(Trials.of(trial.study)[trial.number])
+        trial.set_user_attr(ATTEMPTS, [*others, [epochs, start, time.time()]])
 
 
-def _queue_again(study: Study, attempt: FrozenTrial) -> None:
-    RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)(study, attempt)
+def _run_trial(
+    study: Study, trial: Trial, run: Run, objective: Callable[[Trial, Run], float]
+) -> None:
+    """Run a trial to its end; an exception that ends it is recorded with its reason."""
+    value, state = None, TrialState.COMPLETE
+    try:
+        value = objective(trial, run)
+        if not math.isfinite(value):
+            raise ValueError(f"the trial's value is {value}")  # noqa: TRY301
+    except optuna.TrialPruned:
+        value, state = None, TrialState.PRUNED
+    except (TrialLost, StorageInternalError, UpdateFinishedTrialError):
+        raise
+    except Exception as error:  # noqa: BLE001 - one failing trial must not cost the others
+        value, state = None, TrialState.FAIL
+        trial.set_user_attr(REASON, describe(error))
+        if not isinstance(error, UserError):
+            traceback.print_exc()
+    except BaseException:
+        _note_end(trial)
+        raise
+    _note_end(trial)
+    study.tell(trial, value, state, skip_if_finished=True)
 
 
-def describe(error: Exception) -> str:
-    """A failure in one line, the same for all failures of one kind."""
-    text = _first_line(error)
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text:
-        return f"out of memory: {text}"
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
-
-
-def _first_line(error: BaseException) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]

@@ -1,4 +1,4 @@
-"""The workers of a search as processes of their own, and what is shown while they work."""
+"""The workers of a search as processes, and what is shown while they work."""
 
 import contextlib
 import json
@@ -8,24 +8,37 @@ import subprocess
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
 
 from fashion.errors import UserError
-from fashion.runs.run import Run
-from fashion.search.search import PARENT, Search
 
 if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
+    from fashion.runs.run import Run
+    from fashion.search.study import Search
 
-DEATHS = 10  # of a worker, after which it is given up: nothing was done in between by any
+# The environment variable by which a command gives its workers the deadline.
+PARENT = "FASHION_SEARCH"
+MOST_EXITS = 10  # failures of one worker, between which no trial has finished: then it is given up
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+PAGE_SECONDS = 60  # between two versions of search.html; more where one takes long to draw
 
 
-def supervise(search: Search) -> None:
-    """Start the workers, start those again that die, and show how the search goes.
+class SetHydraConfig(Callback):
+    """Sets the configuration that `hydra.sweep.dir` is resolved by, which Hydra 1.3 does later."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        HydraConfig.instance().set_config(config.copy())
+
+
+def supervise(search: "Search") -> None:
+    """Start the workers, restart those that fail, and show the search's progress.
 
     Raises:
-        UserError: all of them keep dying, and nothing is done.
+        UserError: all workers keep failing, and no trial is finished.
     """
     from optuna.exceptions import StorageInternalError
 
@@ -37,7 +50,7 @@ def supervise(search: Search) -> None:
             with contextlib.suppress(StorageInternalError):  # out of reach; perhaps for a moment
                 done = display.update()
             for worker in running:
-                worker.revive(done)
+                worker.restart_if_failed(done)
             time.sleep(0.5)
         display.update()
         if not any(worker.finished for worker in workers):
@@ -51,17 +64,16 @@ def supervise(search: Search) -> None:
 
 
 class _Worker:
-    """A process that runs trials with its share of the cores; its output goes to a file."""
+    """A process that runs trials, with its share of the cores; its output goes to a file."""
 
-    def __init__(self, search: Search, number: int) -> None:
+    def __init__(self, search: "Search", number: int) -> None:
         self.log = search.folder / "workers" / f"{number}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        command = (sys.executable, "-m", "fashion.tune")
-        self.command = [*command, *sys.argv[1:], f"worker={number}"]
-        told = json.dumps({"deadline": search.deadline, "first": search.first})
+        self.command = [sys.executable, "-m", "fashion.tune", *sys.argv[1:], f"worker={number}"]
+        given = json.dumps({"deadline": search.deadline, "first": search.first})
         threads = str(max(_cores() // search.config.workers, 1))
-        self.environment = os.environ | {PARENT: told} | dict.fromkeys(THREADS, threads)
-        self.deaths = 0  # since anything was last done
+        self.environment = os.environ | {PARENT: given} | dict.fromkeys(THREADS, threads)
+        self.exits = 0  # since anything was finished
         self.done = -1
         self._start()
 
@@ -73,7 +85,7 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C comes to the parent alone, which passes it on
+                start_new_session=True,  # Ctrl-C reaches the parent alone, which passes it on
             )
 
     @property
@@ -82,13 +94,13 @@ class _Worker:
 
     @property
     def given_up(self) -> bool:
-        return self.deaths == DEATHS
+        return self.exits == MOST_EXITS
 
-    def revive(self, done: int) -> None:
-        """Start it again if it has died; `done` counts what all of them have done."""
+    def restart_if_failed(self, done: int) -> None:
+        """Start the process again if it has failed; `done` counts what all workers finished."""
         if self.process.poll() in (None, 0):
             return
-        self.deaths = self.deaths + 1 if done == self.done else 1
+        self.exits = self.exits + 1 if done == self.done else 1
         self.done = done
         if not self.given_up:
             self.process.communicate()  # closes the pipe to it
@@ -97,8 +109,9 @@ class _Worker:
     def complaint(self) -> str:
         last = self.log.read_text(errors="replace").strip().splitlines()[-1:]
         return (
-            f"A worker died {DEATHS} times and nothing was done in between, the last time with "
-            f"{_ending(self.process.returncode)}. {self.log} ends with:\n  {''.join(last)}"
+            f"A worker failed {MOST_EXITS} times and no trial was finished in between, the last "
+            f"time with {_ending(self.process.returncode)}. {self.log} ends with:\n"
+            f"  {''.join(last)}"
         )
 
     def terminate(self) -> None:
@@ -115,25 +128,25 @@ class _Worker:
 
 def _ending(status: int) -> str:
     if status >= 0:
-        return f"status {status}"
-    hint = ", perhaps by the system for want of memory" if -status == signal.SIGKILL else ""
-    return f"signal {signal.Signals(-status).name}{hint}"
+        return f"exit status {status}"
+    name = signal.Signals(-status).name
+    return f"signal {name}{', perhaps for lack of memory' if name == 'SIGKILL' else ''}"
 
 
 def _cores() -> int:
-    """That this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def end_with_parent() -> None:
-    """Take the end of our standard input, which the parent holds, for SIGTERM."""
+    """Exit when the parent does: it holds the other end of this process's stdin pipe."""
 
     def watch() -> None:
-        os.read(0, 1)  # not by sys.stdin, whose lock would be missing at the interpreter's end
+        os.read(0, 1)  # not through sys.stdin, whose lock would block the interpreter's exit
         os.kill(os.getpid(), signal.SIGTERM)
-        # Python drops what a signal raises within a destructor; the second one is the system's.
+        # Python drops an exception that a signal raises in a destructor; the second one ends it.
         time.sleep(60)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -141,128 +154,115 @@ def end_with_parent() -> None:
 
 
 class _Display:
-    """One line a trial, and a bar."""
+    """One line per finished trial; on a terminal, below them, the trials that are running."""
 
-    def __init__(self, search: Search) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    def __init__(self, search: "Search") -> None:
+        from rich.console import Console
+        from rich.live import Live
 
         self.search = search
-        self.bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        trials = search.study.get_trials(deepcopy=False)
-        self.seen = {trial.number for trial in trials if trial.state.is_finished()}
-        self.began, self.before = time.time(), len(self._finished())
-        self.bar = self.bars.add_task(
-            "Trials", total=search.config.trials, completed=self.before, note=""
-        )
-        self.verdict: dict[str, Run] | None = None  # runs by what they are called
-
+        self.console = Console(highlight=False, markup=False, soft_wrap=True)
+        self.live = Live(console=self.console, transient=True, auto_refresh=False)
+        trials = search.trials()
+        self.seen: set[int | str] = {trial.number for trial in trials.finished}
+        self.began, self.before = time.time(), len(trials.finished)
+        self.confirming: dict[str, Run] | None = None  # by candidate and seed
+        self.next_page = time.monotonic() + PAGE_SECONDS
+        for warning in search.warnings:
+            self.console.print(f"Warning: {warning}")
         if self.before:
-            self._print(f"{self.before} trials were done before.")
-        self.bars.start()
+            self.console.print(f"{count(self.before, 'trial')} finished before.")
+        if self.console.is_terminal:
+            self.live.start()
 
     def close(self) -> None:
-        self.bars.stop()
-
-    def _finished(self) -> list["FrozenTrial"]:
-        from fashion.search.study import finished
-
-        return finished(self.search.drawn())
-
-    def _print(self, line: str) -> None:
-        self.bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.live.stop()
 
     def update(self) -> int:
-        """Show what is new, and return how much is done: trials and runs of the verdict."""
-        from optuna.trial import TrialState
+        """Show what is new; return how many trials and confirming runs are finished."""
+        from fashion.report.metrics import percent
+        from fashion.search.study import has_workers
+        from fashion.search.trials import outcome
 
-        from fashion.search.study import OVERSHOOT, REASON, completed, ended
+        search, trials = self.search, self.search.trials()
+        for trial in trials.finished:
+            self._print_once(trial.number, f"trial {trial.number:>4}  {outcome(trial)}")
+        done = len(trials.finished)
+        reason = trials.stop_reason(search.limits, search.deadline)
+        if self.confirming is None and reason and not has_workers(search.folder, trials):
+            self.console.print(f"The search is over: {reason}.")
+            self.confirming = self._begin_confirmation()
+        if self.confirming is None:
+            best = trials.best
+            status = f"{done} of {search.config.trials} trials"
+            status += f", best {percent(best.value, 2)} (trial {best.number})" if best else ""
+            status += "" if reason else self._left(done)
+            rows = [(f"trial {each.number}", outcome(each)) for each in trials.running]
+        else:
+            finished = {name: run for name, run in self.confirming.items() if run.finished}
+            for name, run in finished.items():
+                self._print_once(name, f"{name}: {percent(run.metrics['val/acc'], 2)}")
+            status = f"{len(finished)} of {count(len(self.confirming), 'confirming run')}"
+            done += len(finished)
+            rows = [
+                (name, f"{percent(run.history['val/acc'][-1], 2)} after {count(epochs, 'epoch')}")
+                for name, run in self.confirming.items()
+                if name not in finished and (epochs := len(run.history.get("val/acc", ())))
+            ]
+        self._show(rows, status)
+        return done
 
-        trials = self.search.study.get_trials(deepcopy=False)
-        for trial in trials:
-            if trial.state.is_finished() and trial.number not in self.seen:
-                self.seen.add(trial.number)
-                if trial.user_attrs.get(REASON) != OVERSHOOT:
-                    self._print(_line(trial, trials))
-        done = self._finished()
-        best = completed(done)[:1]
-        note = f"best {percent(best[0].value)}" if best else ""
-        over = ended(self.search.drawn(), self.search.limits(), self.search.deadline)
-        left = "" if over else self._left(len(done))
-        self.bars.update(self.bar, completed=len(done), note=f"{note}{left}")
-        busy = any(trial.state == TrialState.RUNNING for trial in trials)
-        if self.verdict is None and over and not busy:
-            self._print(f"The search is over: {over}.")
-            self.verdict = self._begin_verdict()
-            self.verdict_bar = self.bars.add_task(
-                "Verdict", total=len(self.verdict), visible=bool(self.verdict), note=""
-            )
-            self.trained: set[str] = set()
-        if self.verdict is None:
-            return len(done)
-        for name, run in self.verdict.items():
-            if name not in self.trained and run.finished:
-                self.trained.add(name)
-                self._print(f"{name}: {percent(run.metrics['val/acc'])}")
-        self.bars.update(self.verdict_bar, completed=len(self.trained))
-        return len(done) + len(self.trained)
+    def _print_once(self, key: int | str, line: str) -> None:
+        if key not in self.seen:
+            self.seen.add(key)
+            self.console.print(line)
 
-    def _begin_verdict(self) -> dict[str, Run]:
-        """Its runs; say how many are left, and how long they take at the pace of the trials."""
-        from fashion.search.study import completed, origin
+    def _show(self, rows: list[tuple[str, str]], status: str) -> None:
+        """Redraw the lower part of the terminal, and from time to time the page."""
+        from rich.console import Group
+        from rich.table import Table
+
+        if self.console.is_terminal:
+            table = Table.grid(padding=(0, 2))
+            for row in rows:
+                table.add_row(*row)
+            self.live.update(Group(table, status), refresh=True)
+        if time.monotonic() >= self.next_page:
+            from fashion.search.page import write
+
+            began = time.monotonic()
+            lines = [f"Warning: {warning}" for warning in self.search.warnings]
+            write(self.search, [f"The search is running: {status}.", *lines])
+            took = time.monotonic() - began
+            self.next_page = time.monotonic() + max(PAGE_SECONDS, 20 * took)
+
+    def _begin_confirmation(self) -> "dict[str, Run]":
+        """Return its runs; print how many are left, and how long they take at the trials' pace."""
+        from fashion.search.confirmation import candidates, confirming_runs
 
         runs, left = {}, []
-        took = {origin(t): t.user_attrs.get("seconds") for t in completed(self.search.drawn())}
-        for candidate in self.search.candidates():
-            for seed, run in self.search.confirm_runs(candidate).items():
-                runs[f"{candidate.name} with seed {seed}"] = run
+        took = {t.number: t.user_attrs.get("seconds") for t in self.search.trials().completed}
+        for candidate in candidates(self.search):
+            for seed, run in confirming_runs(self.search, candidate).items():
+                runs[f"{candidate.name}, seed {seed}"] = run
                 if not run.finished:
                     left.append(took.get(candidate.trial))
         if known := [seconds for seconds in left if seconds is not None]:
             whole = sum(known) / len(known) * len(left) / self.search.config.workers
-            self._print(
-                f"Its verdict trains {count(len(left), 'run')}, about {duration(whole)}; "
-                "confirm.top and confirm.seeds say how many."
+            self.console.print(
+                f"Confirming the best: {count(len(left), 'run')} on fresh seeds, about "
+                f"{duration(whole)} (confirm.top, confirm.seeds)."
             )
         return runs
 
     def _left(self, done: int) -> str:
-        """Of the time, at the pace of this command, and within what it was given."""
+        """Return how much time is left, at the pace of this command and within its limit."""
         now = time.time()
         bounds = [] if self.search.deadline is None else [self.search.deadline - now]
         if done > self.before:
             pace = (now - self.began) / (done - self.before)
             bounds.append(pace * (self.search.config.trials - done))
         return f", at most {duration(max(min(bounds), 0))} left" if bounds else ""
-
-
-def _line(trial: "FrozenTrial", trials: list["FrozenTrial"]) -> str:
-    """What became of a trial, and the best until then."""
-    from optuna.trial import TrialState
-
-    from fashion.search.study import INTERRUPTED, completed, distinct, origin, reason
-
-    steps = sorted(trial.intermediate_values)
-    if trial.state == TrialState.COMPLETE:
-        said = f"{percent(trial.value)} after {count(len(steps), 'epoch')}"
-    elif trial.state == TrialState.PRUNED:
-        said = f"{percent(trial.value)}, pruned after epoch {steps[-1]}"
-    elif INTERRUPTED in trial.user_attrs:
-        said = f"interrupted after {count(len(steps), 'epoch')}"
-    else:
-        again = trial.number not in {other.number for other in distinct(trials)}
-        said = "killed; it will go on" if again else f"failed: {reason(trial)}"
-    best = completed(trials)[:1]
-    record = f"   best {percent(best[0].value)}, trial {origin(best[0])}" if best else ""
-    return f"trial {origin(trial):>4}  {said:<36}{record}"
-
-
-def percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f} %"
 
 
 def count(number: int, noun: str) -> str:

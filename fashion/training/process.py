@@ -79,7 +79,9 @@ class Fit:
         return next(loggers, None)
 
 
-def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit | None:
+def fit(  # noqa: C901, PLR0915 - a training from top to bottom
+    config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()
+) -> Fit | None:
     """Train, or continue from the last checkpoint as if there had been no interruption.
 
     Args:
@@ -410,9 +412,12 @@ def build_trainer(
     try:
         return build("trainer", given, offered=offered)  # type: ignore[no-any-return]
     except UserError as error:
+        if error.__cause__ is None:  # a parameter, which the message names
+            raise
         shown = {k: flags.get(k) for k in ("accelerator", "devices", "strategy")}
         values = ", ".join(f"{key} = {value}" for key, value in shown.items())
-        raise UserError(f"{error} (trainer: {values})") from error
+        reason = " ".join(str(error.__cause__).split())
+        raise UserError(f"trainer.{values}: {reason}") from error
 
 
 def _environment(flags: Mapping[str, Any]) -> list[Any]:

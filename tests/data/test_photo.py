@@ -11,13 +11,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageChops, ImageDraw, ImageOps
 
-from fashion.data.photo import EDGE, is_faint, prepare, read
+from fashion.data import photo
+from fashion.data.photo import EDGE, is_faint, read
 from fashion.errors import UserError
 
 MODES = (
     *("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "PA"),
     *("RGBX", "RGBa", "La", "I;16", "I;16L", "I;16B"),
 )
+
+
+def prepare(picture: Image.Image) -> np.ndarray:
+    return photo.prepare(picture).image
 
 
 def shirt(
@@ -76,7 +81,7 @@ def png_header(width: int, height: int) -> bytes:
 # What is made of a picture
 
 
-def test_the_product_fills_the_height_bright_on_black_and_centred():
+def test_the_product_fills_the_height_bright_on_black_and_centred() -> None:
     image = prepare(shirt())
     assert image.shape == (28, 28)
     assert image.dtype == np.uint8
@@ -95,7 +100,7 @@ def test_a_picture_in_the_dataset_s_style_is_passed_byte_for_byte(mode):
     assert np.array_equal(prepare(picture.convert(mode)), np.asarray(picture))
 
 
-def test_a_deep_picture_in_the_dataset_s_style_is_passed_byte_for_byte():
+def test_a_deep_picture_in_the_dataset_s_style_is_passed_byte_for_byte() -> None:
     image = np.asarray(dataset_style())
     assert np.array_equal(prepare(Image.fromarray(image.astype(np.uint16) * 257)), image)
     assert np.array_equal(prepare(Image.fromarray(image.astype(np.int32))), _stretched(image))
@@ -106,13 +111,13 @@ def _stretched(image: np.ndarray) -> np.ndarray:
     return (image * (255 / image.max())).round().astype(np.uint8)
 
 
-def test_a_negated_28_x_28_picture_is_not_passed_as_it_is():
+def test_a_negated_28_x_28_picture_is_not_passed_as_it_is() -> None:
     picture = dataset_style()
     assert difference(prepare(ImageOps.invert(picture)), np.asarray(picture)) < 40
     assert prepare(ImageOps.invert(picture))[:, :4].max() == 0
 
 
-def test_light_on_dark_is_the_same_as_dark_on_light():
+def test_light_on_dark_is_the_same_as_dark_on_light() -> None:
     picture = shirt()
     negative = prepare(ImageOps.invert(picture))
     assert np.abs(negative.astype(int) - prepare(picture)).max() <= 1
@@ -143,13 +148,13 @@ def test_uneven_light(light):
     assert difference(prepare(Image.fromarray(lit)), prepare(shirt())) < 6
 
 
-def test_dust_is_not_the_product():
+def test_dust_is_not_the_product() -> None:
     picture = shirt()
     ImageDraw.Draw(picture).rectangle((8, 380, 11, 383), "black")
     assert np.array_equal(prepare(picture), prepare(shirt()))
 
 
-def test_a_product_that_touches_three_sides():
+def test_a_product_that_touches_three_sides() -> None:
     tight = shirt().crop((95, 20, 281, 262))
     assert same_shape(prepare(tight), prepare(shirt()))
 
@@ -177,7 +182,7 @@ def test_exif_orientation(tmp_path, orientation, form):
     assert difference(prepare(read(path)), prepare(shirt())) < (6 if form == "JPEG" else 0.1)
 
 
-def test_what_is_transparent_is_wall():
+def test_what_is_transparent_is_wall() -> None:
     alpha = ImageChops.invert(shirt().convert("L")).point(lambda level: 255 * (level > 100))
     dark = Image.new("RGB", alpha.size, (30, 40, 60))
     dark.putalpha(alpha)
@@ -196,7 +201,7 @@ def test_one_colour_shows_nothing(size, colour):
         prepare(Image.new("L", size, colour))
 
 
-def test_a_white_product_on_white_is_faint():
+def test_a_white_product_on_white_is_faint() -> None:
     assert is_faint(prepare(shirt(colour=(215, 215, 215), wall=(250, 250, 250))))
     assert not is_faint(prepare(shirt(colour=(150, 150, 150), wall=(250, 250, 250))))
     assert not is_faint(prepare(shirt(colour=(250, 250, 250), wall=(90, 90, 90))))
@@ -227,10 +232,34 @@ def test_any_picture_with_a_black_frame_is_passed(image):
     assert np.array_equal(prepare(Image.fromarray(image)), image)
 
 
-def test_a_product_as_dark_as_its_wall_is_found_by_its_colour():
-    same_grey = prepare(shirt(colour=(200, 30, 30), wall=(40, 120, 60)))
-    assert same_grey.any()
-    assert is_faint(same_grey)
+def test_a_product_as_dark_as_its_wall_is_found_by_its_color() -> None:
+    """Red on green of equal brightness: not faint, because its color differs."""
+    prepared = photo.prepare(shirt(colour=(200, 30, 30), wall=(40, 120, 60)))
+    assert same_shape(prepared.image, prepare(shirt()))
+    assert not prepared.faint
+
+
+@pytest.mark.parametrize("border", [(8, 8, 8, 8), (0, 60, 0, 60), (60, 0, 60, 0)])
+def test_plain_frames_and_bars_are_cut_off(border: tuple[int, int, int, int]) -> None:
+    framed = ImageOps.expand(shirt(), border, (10, 10, 12))
+    assert same_shape(prepare(framed), prepare(shirt()))
+
+
+def test_several_products_are_noticed_and_the_largest_is_shown() -> None:
+    large, small = shirt((300, 400)), shirt((200, 400))
+    both = Image.new("RGB", (500, 400), (240, 240, 240))
+    both.paste(large, (0, 0))
+    both.paste(small, (300, 0))
+    prepared = photo.prepare(both)
+    assert prepared.several
+    assert same_shape(prepared.image, prepare(shirt()))
+    assert not photo.prepare(shirt()).several
+
+
+def test_12_bits_in_a_16_bit_file() -> None:
+    grey = np.asarray(shirt().convert("L")).astype(np.uint16)
+    prepared = [prepare(Image.fromarray(grey * scale)) for scale in (257, 16)]
+    assert difference(*prepared) < 3
 
 
 # Files
@@ -264,14 +293,14 @@ def test_a_large_picture_is_read_small(tmp_path):
 
 BAD_FILES = {
     "empty": (b"", "is empty"),
-    "text": (b"hello\n", "is not a picture"),
-    "not UTF-8": (b"\xff\xfe\x00\xff" * 9, "is not a picture"),
-    "another format": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not a picture"),
-    "TIFF": (encode(shirt(), "TIFF"), "is not a picture"),
+    "text": (b"hello\n", "is not an image"),
+    "not UTF-8": (b"\xff\xfe\x00\xff" * 9, "is not an image"),
+    "another format": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image"),
+    "TIFF": (encode(shirt(), "TIFF"), "is not an image"),
     "bomb": (png_header(50_000, 50_000), "more than 89,478,485 pixels"),
     "small bomb": (png_header(10_000, 10_000), "more than 89,478,485 pixels"),
     "largest size": (png_header(2**31 - 1, 2**31 - 1), "more than 89,478,485 pixels"),
-    "no size": (png_header(0, 0), "is not a picture|cannot be read"),
+    "no size": (png_header(0, 0), "is not an image|cannot be read"),
     "no pixels": (png_header(100, 100), "cut or damaged"),
 }
 
@@ -291,7 +320,7 @@ def test_a_cut_file_is_named(tmp_path, form, share):
     grain = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
     content = encode(Image.fromarray(grain), form)
     path = write(tmp_path, content[: int(share * len(content))])
-    with pytest.raises(UserError, match=r"cut or damaged|not a picture") as error:
+    with pytest.raises(UserError, match=r"cut or damaged|not an image") as error:
         read(path)
     assert str(path) in str(error.value)
 

@@ -251,8 +251,11 @@ def test_text_of_numbers() -> None:
 
 def test_user_metrics_of_an_epoch() -> None:
     history = {
-        **{"epoch": [1.0, 2.0], "val/acc": [0.5, 0.6], "lr": [0.1, 0.1]},
-        **{"val/kappa": [0.2, 0.3], "train/kappa": [0.4, 0.5], "val/late": [0.1, float("nan")]},
+        "epoch": [1.0, 2.0],
+        "val/acc": [0.5, 0.6],
+        "val/kappa": [0.2, 0.3],
+        "train/kappa": [0.4, 0.5],
+        "val/late": [0.1, float("nan")],
     }
     assert metrics.epoch_metrics(history, 2) == {"val/kappa": 0.3}
     assert metrics.epoch_metrics(history, 3) == metrics.epoch_metrics({}, 1) == {}

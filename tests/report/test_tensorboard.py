@@ -127,7 +127,7 @@ def test_training_and_validation_share_a_chart(ask: Ask, grid: list[Run]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("tag", "width"), [("val/confusion_matrix", 640), ("val/mistakes", 1080), ("train/images", 242)]
+    ("tag", "width"), [("val/confusion_matrix", 960), ("val/mistakes", 1620), ("train/images", 242)]
 )
 def test_every_run_has_its_images(ask: Ask, grid: list[Run], tag: str, width: int) -> None:
     for run in grid:

@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from fashion.errors import UserError
+from fashion.report.evaluation import common_predictions
 from fashion.runs.files import SCRATCH, atomic_write
 from fashion.runs.provenance import PACKAGES, provenance
-from fashion.runs.run import BusyError, Predictions, Run, common_predictions
+from fashion.runs.run import BusyError, Predictions, Run
 
 HYDRA: Any = OmegaConf.create({"overrides": {"task": ["seed=0"]}})
 

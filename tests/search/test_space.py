@@ -1,25 +1,25 @@
-"""What a space may hold, what a trial draws from it, and that a wrong one is refused by name."""
+"""What a space may hold, what a trial draws from it, and how a wrong one is refused by name."""
 
 import math
 from typing import Any, cast
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
+from conftest import composed
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from fashion import config as schema
+from fashion.config import CONF
 from fashion.errors import UserError
 from fashion.search.space import Space
-from fashion.train import CONF
 
 KEYS = {"optimizer.lr": {"float": [1e-4, 1e-2], "log": True}}
 
 
 class Draws:
-    """Stands for Optuna's trial: draws at random, and remembers what it was asked."""
+    """In place of Optuna's trial: draws at random, and records what it was asked for."""
 
     def __init__(self, seed: int) -> None:
         self.random = np.random.default_rng(seed)
@@ -41,8 +41,7 @@ class Draws:
 
 
 def training(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", ["name=x", *overrides])
+    config: DictConfig = composed(*overrides)
     OmegaConf.resolve(config)
     return config
 
@@ -91,25 +90,26 @@ def test_the_first_trial_is_the_configuration() -> None:
     ("entry", "message"),
     [
         ({"optimizer.rate": {"float": [0, 1]}}, "optimizer.rate: there is no such key"),
-        ({"optimizer.lrr": {"float": [0, 1]}}, "Near it: optimizer.lr"),
+        ({"optimizer.lrr": {"float": [0, 1]}}, "Did you mean optimizer.lr"),
         ({"optimizer": {"float": [0, 1]}}, "optimizer: there is no such key"),
         ({"seed": {"int": [0, 9]}}, "seed: all trials of a search share it"),
+        ({"logger.tensorboard.x": {"int": [0, 9]}}, "all trials of a search share it"),
         ({"trainer.max_epochs": {"int": [1, 9]}}, "early stopping decide how many epochs"),
         ({"optimizer.lr": 0.1}, "optimizer.lr: give it one of float"),
         ({"optimizer.lr": {"float": [0.1, 1], "choices": [1, 2]}}, "give it one of"),
-        ({"optimizer.lr": {"float": [0.1, 1], "step": 1}}, "step means nothing here"),
+        ({"optimizer.lr": {"float": [0.1, 1], "step": 1}}, "step: unknown here"),
         ({"optimizer.lr": {"float": [0.01, 0.0001]}}, "[0.01, 0.0001]: the range is empty"),
         ({"optimizer.lr": {"float": [0.01, 0.01]}}, "the range is empty"),
         ({"optimizer.lr": {"float": [0.0, 0.1], "log": True}}, "a lower end above 0"),
         ({"optimizer.lr": {"float": [0.001]}}, "it takes two numbers"),
         ({"optimizer.lr": {"float": ["a", "b"]}}, "it takes two numbers"),
         ({"optimizer.lr": {"float": [0.001, math.inf]}}, "it takes two numbers"),
-        ({"data.batch_size": {"int": [16, 64.5]}}, "it takes two whole numbers"),
+        ({"data.batch_size": {"int": [16, 64.5]}}, "it takes two integers"),
         ({"data.batch_size": {"choices": [32]}}, "two or more are needed"),
         ({"data.batch_size": {"choices": [32, 32]}}, "no two the same"),
-        ({"data.batch_size": {"choices": [[1], [2]]}}, "a list of numbers, words"),
-        ({"data.batch_size": {"choices": [16, 32], "log": True}}, "of float and int alone"),
-        ({"model.network.conv": {"int": [1, 9]}}, "say how long with length"),
+        ({"data.batch_size": {"choices": [[1], [2]]}}, "a list of numbers, texts"),
+        ({"data.batch_size": {"choices": [16, 32], "log": True}}, "for float and int only"),
+        ({"model.network.conv": {"int": [1, 9]}}, "give its length with length"),
         ({"optimizer.lr": {"float": [0.1, 1], "length": [1, 2]}}, "0.001, is no list"),
         ({"model.network.conv": {"length": [-1, 2], "int": [1, 99]}}, "0 to 100 elements"),
         ({"model.network.conv": {"length": [1, 10**9], "int": [1, 99]}}, "0 to 100 elements"),
@@ -118,7 +118,7 @@ def test_the_first_trial_is_the_configuration() -> None:
         ({"model.network.dropout": {"float": [0.5, 1.0]}}, "dropout = 1.0: input should be less"),
         ({"model.network.conv_activation": {"choices": ["relu", "leaky_relu", "rlu"]}}, "= rlu"),
         # The configuration's own value outside.
-        ({"optimizer.lr": {"float": [0.002, 0.1]}}, "own value, 0.001, which the first trial"),
+        ({"optimizer.lr": {"float": [0.002, 0.1]}}, "own value, 0.001 (of the first trial)"),
         ({"data.batch_size": {"choices": [64, 128]}}, "own value, 32"),
         ({"model.network.conv": {"length": [2, 3], "int": [1, 99]}}, "conv.length: the config"),
         ({"model.network.conv": {"length": [1, 3], "int": [1, 9]}}, "conv.0: the configuration's"),
@@ -135,32 +135,22 @@ def test_a_wrong_entry_is_refused_by_name(entry: dict[Any, Any], message: str) -
 @pytest.mark.parametrize(
     ("when", "message"),
     [
-        ({"model.network.conv_activation": "leaky"}, "that can never hold, it is one of [relu"),
-        ({"model.network.conv_activation": ["relu", "leaky"]}, "that can never hold"),
-        ({"model.network.conv_activation": []}, "that can never hold"),
-        ({"model.network.conv.length": 4}, "that can never hold, it is 1 to 3"),
+        ({"model.network.conv_activation": "leaky"}, "not values of it, which is one of [relu"),
+        ({"model.network.conv_activation": ["relu", "leaky"]}, "not values of it"),
+        ({"model.network.conv_activation": []}, "not values of it"),
+        ({"model.network.conv.length": 4}, "not values of it, which is 1 to 3"),
         ({"model.network.pool": 2}, "the space has no such parameter"),
         ({"model.network.conv": 2}, "Its length is model.network.conv.length"),
-        ({"optimizer.lr": 0.001}, "a condition is on a choice or a whole number"),
-        ({"model.network.negative_slope": 0.05}, "on a choice or a whole"),
-        (["a"], "it maps a key of this space"),
-        # What it depends on is there only without what it depends on.
-        (
-            {"model.network.dense_activation": "relu", "model.network.conv_activation": "relu"},
-            "model.network.conv_activation would have to be [leaky_relu] and [relu] at once",
-        ),
-        ({"data.batch_size": 32}, "it depends on itself"),
+        (["a"], "it maps a parameter of this space"),
+        ({"model.network.dropout": 0.5}, "depend on each other: model.network.dropout"),
+        ({"data.batch_size": 32}, "depend on each other: "),
     ],
 )
-def test_a_condition_that_can_never_hold(when: Any, message: str) -> None:
+def test_a_wrong_condition_is_refused_by_name(when: Any, message: str) -> None:
     entries = {
         **KEYS,
         "model.network.conv": {"length": [1, 3], "int": [16, 64]},
         "model.network.conv_activation": {"choices": ["relu", "leaky_relu"]},
-        "model.network.dense_activation": {
-            "choices": ["relu", "gelu"],
-            "when": {"model.network.conv_activation": "leaky_relu"},
-        },
         "data.batch_size": {
             "choices": [32, 64],
             "when": {"model.network.batch_norm": True},
@@ -171,10 +161,7 @@ def test_a_condition_that_can_never_hold(when: Any, message: str) -> None:
         },
         "model.network.dropout": {"float": [0.1, 0.9], "when": when},
     }
-    entries |= {"model.network.negative_slope": {"float": [0.01, 0.1]}}
-    with pytest.raises(
-        UserError, match=r"^search\.model\.network\.(dropout|batch_norm)|^search\.data\.batch_size"
-    ) as refusal:
+    with pytest.raises(UserError, match=r"^search.*model\.network\.dropout") as refusal:
         Space.parse(entries, training())
     assert message in str(refusal.value)
 

@@ -1,6 +1,6 @@
 """Fifty runs in one process, a grid of smoke runs with their reports: does anything pile up?
 
-python scripts/check_growth.py [--runs 50]
+python scripts/checks/growth.py [--runs 50]
 
 Reads this process's memory, open files and threads after each run. Fails where, since the fifth,
 memory grew by more than 1.5 MB a run (torch keeps most of 1 MB of each network that it traces, for

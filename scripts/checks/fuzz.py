@@ -1,8 +1,8 @@
 """Fuzzes what reads a stranger's files, guided by coverage; whatever is no UserError is a finding.
 
-python scripts/fuzz.py idx -max_total_time=300      the reader of the dataset's files
-python scripts/fuzz.py photo -max_total_time=300    a person's photos, to the dataset's format
-python scripts/fuzz.py run -max_total_time=300      a run's configuration, numbers and answers
+python scripts/checks/fuzz.py idx -max_total_time=300    the reader of the dataset's files
+python scripts/checks/fuzz.py photo -max_total_time=300  a person's photos
+python scripts/checks/fuzz.py run -max_total_time=300    a run's files
 
 What follows the first word is libFuzzer's. A finding is written into the working directory, and
 becomes a test. atheris is no dependency of this project: uv pip install atheris

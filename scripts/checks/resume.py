@@ -1,6 +1,6 @@
 """Kills a small real training at random moments, resumes it, and compares with one left alone.
 
-python scripts/check_resume.py [--kills 20]
+python scripts/checks/resume.py [--kills 20]
 
 The deck's model trains few steps an epoch, so that a good part of the time goes into writing its
 checkpoints of 66 MB. Each trial kills (-9) one run at a moment drawn from the whole time that the

@@ -1,13 +1,13 @@
-"""Kills a search at random moments, starts it again, and looks whether anything was lost.
+"""Kill a search at random moments, start it again, and check that nothing was lost.
 
-python scripts/check_search.py [--kills 20] [--trials 40] [--minutes 25]
+python scripts/checks/search.py [--kills 20] [--trials 40] [--minutes 25]
 
-Two workers train the dense network for three short epochs a trial, on the real data. Three kinds of
-kill (-9) take turns: one of the workers, the command itself, and all of them at once; each comes at
-a moment drawn from the seconds after at least one worker has begun to train. At the end the search
-is left alone to its total. Whatever had finished at a kill must be there at the end, unchanged.
+Two workers train the dense network for three short epochs per trial, on the real data. Three kinds
+of kill (-9) take turns: one of the workers, the command itself, and all of them at once; each comes
+at a moment drawn from the seconds after at least one worker has begun to train. At the end the
+search is left alone to its total. What had finished at a kill must be there at the end, unchanged.
 
-Prints a line a kill and writes results/check_search.json.
+Prints a line per kill and writes results/check_search.json.
 """
 
 import argparse
@@ -20,15 +20,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from optuna.trial import FrozenTrial, TrialState
+from optuna.pruners import NopPruner
+from optuna.trial import TrialState
 
-from fashion.runs.run import Run, provenance
-from fashion.search.study import KILLED, OVERSHOOT, REASON, distinct, open_study, origin
+from fashion.runs.files import atomic_write
+from fashion.runs.provenance import provenance
+from fashion.search.study import Sampler, open_study, trial_run
+from fashion.search.trials import ATTEMPTS, Trials, failure
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("worker", "command", "everything")
@@ -40,7 +42,7 @@ model.network.dropout: {float: [0.0, 0.7], when: {model.network.dense.length: 1}
 TRAINING = (
     *("model=mlp", "data.batch_size=64", "trainer.max_epochs=3", "trainer.accelerator=cpu"),
     *("trainer.limit_train_batches=300", "trainer.limit_val_batches=8", "search=killed"),
-    *("workers=2", "heartbeat=1", "improvement=null", "pruning.min_resource=2", "confirm.seeds=0"),
+    *("workers=2", "improvement=null", "pruning.min_resource=2", "confirm.seeds=0"),
 )
 MANY = 10_000  # trials: the last kill too finds something to do
 Finished = dict[int, tuple[str, float | None, str]]
@@ -51,13 +53,13 @@ def start(folder: Path, trials: int) -> subprocess.Popen[bytes]:
     space.parent.mkdir(parents=True, exist_ok=True)
     space.write_text(SPACE)
     folder.mkdir(exist_ok=True)
-    places = (
+    paths = (
         f"hydra.searchpath=[file://{space.parent.parent}]",
         *(f"folder={folder}", f"data.root={ROOT / 'data'}"),
     )
     with (folder / "output.log").open("a") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "fashion.tune", *TRAINING, *places, f"trials={trials}"],
+            [sys.executable, "-m", "fashion.tune", *TRAINING, *paths, f"trials={trials}"],
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -69,40 +71,32 @@ def children(process: subprocess.Popen[bytes]) -> list[int]:
     return [int(child) for child in path.read_text().split()]
 
 
-def attempts(folder: Path) -> list[FrozenTrial]:
+def trials_of(folder: Path) -> Trials:
     if not (folder / "study.db").exists():
-        return []
-    study = open_study(
-        f"sqlite:///{folder}/study.db",
-        "killed",
-        seed=0,
-        defaults={},
-        conditional=True,
-        halving=None,
-        heartbeat=1,
-    )
-    return study.trials
+        return Trials([])
+    sampler = Sampler(0, {}, group=True)
+    storage = f"sqlite:///{folder}/study.db"
+    return Trials.of(open_study(storage, "killed", sampler=sampler, pruner=NopPruner()))
 
 
 def finished(folder: Path) -> Finished:
-    """Of each finished trial its state and value, and a fingerprint of its run folder's results."""
+    """Return each finished trial's state, value, and a digest of its run folder's results."""
     found = {}
-    for trial in distinct(attempts(folder)):
-        if trial.state.is_finished():
-            digest = hashlib.sha256()
-            for name in ("metrics.json", "val.npz", ".hydra/config.yaml", "checkpoints/best.ckpt"):
-                path = folder / "trials" / str(origin(trial)) / name
-                if path.exists():
-                    digest.update(f"{name} {path.stat().st_mtime_ns}".encode() + path.read_bytes())
-            found[origin(trial)] = (trial.state.name, trial.value, digest.hexdigest())
+    for trial in trials_of(folder).finished:
+        digest = hashlib.sha256()
+        for name in ("metrics.json", "val.npz", ".hydra/config.yaml", "checkpoints/best.ckpt"):
+            path = folder / "trials" / str(trial.number) / name
+            if path.exists():
+                digest.update(f"{name} {path.stat().st_mtime_ns}".encode() + path.read_bytes())
+        found[trial.number] = (trial.state.name, trial.value, digest.hexdigest())
     return found
 
 
-def begun(folder: Path, since: datetime) -> bool:
-    """Whether a trial runs that a process started `since` has begun: others may be dead."""
+def begun(folder: Path, since: float) -> bool:
+    """Whether a trial is running that a process started `since` has begun or resumed."""
     return any(
-        trial.state == TrialState.RUNNING and (trial.datetime_start or since) > since
-        for trial in attempts(folder)
+        trial.user_attrs.get(ATTEMPTS, [[0, 0.0, None]])[-1][1] > since
+        for trial in trials_of(folder).running
     )
 
 
@@ -117,7 +111,7 @@ def kill(kind: str, process: subprocess.Popen[bytes], choice: np.random.Generato
             os.kill(worker, signal.SIGKILL)
     process.wait()
     while any(Path(f"/proc/{worker}").exists() and not zombie(worker) for worker in workers):
-        time.sleep(0.05)  # without their parent they put their trials back and end
+        time.sleep(0.05)  # without their parent they end
 
 
 def zombie(process: int) -> bool:
@@ -127,35 +121,32 @@ def zombie(process: int) -> bool:
         return True
 
 
-def faults(folder: Path, total: int, seen: Finished) -> list[str]:
-    """What a search that nobody had killed would not show."""
+def violations(folder: Path, total: int, seen: Finished) -> list[str]:
+    """Return what a search that had not been killed would not show."""
     found = []
-    trials, after = distinct(attempts(folder)), finished(folder)
+    trials, after = trials_of(folder), finished(folder)
     if len(trials) != total or len(after) != total:
         found.append(f"{len(trials)} trials, {len(after)} of them finished, instead of {total}")
     if lost := sorted(number for number in seen if after.get(number) != seen[number]):
         found.append(f"finished before a kill, and changed or missing at the end: {lost}")
-    numbers = [origin(trial) for trial in trials]
-    if len(set(numbers)) < len(numbers):
-        found.append("a trial was finished twice")
     for trial in trials:
-        run = Run(folder / "trials" / str(origin(trial)))
+        run = trial_run(folder, trial.number)
         if trial.state == TrialState.COMPLETE and (
             run.config.optimizer.lr != trial.params["optimizer.lr"]
             or run.metrics["val/acc"] != trial.value
         ):
-            found.append(f"trial {origin(trial)} is not what lies in its folder")
+            found.append(f"trial {trial.number} is not what its run folder holds")
     return found
 
 
 def kill_one(
     number: int,
     process: subprocess.Popen[bytes],
-    started: datetime,
+    started: float,
     folder: Path,
     choice: np.random.Generator,
 ) -> tuple[dict[str, Any], Finished]:
-    """Wait until it trains, and a random time more; then kill. What had finished by then."""
+    """Wait until it trains, and a random time more; then kill. Return what had finished by then."""
     began = time.time()
     while not begun(folder, started) or len(children(process)) < 2:  # noqa: PLR2004
         time.sleep(0.1)
@@ -170,24 +161,24 @@ def kill_one(
 
 
 def check(folder: Path, kills: int, trials: int, end: float) -> tuple[dict[str, Any], list[str]]:
-    """What happened, and what is wrong with it."""
+    """Return what happened, and what is wrong with it."""
     choice = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
     seen: Finished = {}
-    started, process = datetime.now(), start(folder, MANY)  # noqa: DTZ005 - as Optuna has it
+    started, process = time.time(), start(folder, MANY)
     try:
         while len(rows) < kills and time.time() < end:
             if process.poll() is not None:
-                started, process = datetime.now(), start(folder, MANY)  # noqa: DTZ005
+                started, process = time.time(), start(folder, MANY)
             row, done = kill_one(len(rows), process, started, folder, choice)
             rows.append(row)
             seen = done | seen
         process.terminate()
         process.wait()
-        total = max(trials, len(distinct(attempts(folder))))
+        total = max(trials, len(trials_of(folder)))
         process = start(folder, total)
         process.wait(max(end - time.time(), 60))
-        found = faults(folder, total, seen)
+        found = violations(folder, total, seen)
         if process.returncode:
             found.append(f"the last command ended with status {process.returncode}")
         if len(rows) < kills:
@@ -195,15 +186,14 @@ def check(folder: Path, kills: int, trials: int, end: float) -> tuple[dict[str, 
     finally:
         if process.poll() is None:
             kill("everything", process, choice)
-    every = attempts(folder)
-    last = distinct(every)
+    every = trials_of(folder)
     summary = {
         "kills": rows,
-        "trials": len(last),
-        "attempts": sum(trial.user_attrs.get(REASON) != OVERSHOOT for trial in every),
+        "trials": len(every),
+        "attempts": sum(len(trial.user_attrs.get(ATTEMPTS, ())) for trial in every),
         "finished_before_a_kill": len(seen),
-        "failed": [t.user_attrs.get(REASON, KILLED) for t in last if t.state == TrialState.FAIL],
-        "faults": found,
+        "failed": [failure(trial) for trial in every.failed],
+        "violations": found,
     }
     return summary, found
 
@@ -218,16 +208,15 @@ def main() -> None:
     print("kill  kind          after s  finished")
     end = time.time() + 60 * arguments.minutes
     summary, found = check(scratch / "search", arguments.kills, arguments.trials, end)
-    Path("results").mkdir(exist_ok=True)
-    path = Path("results/check_search.json")
-    path.write_text(json.dumps(summary | provenance(), indent=2) + "\n")
+    with atomic_write(Path("results/check_search.json")) as file:
+        file.write((json.dumps(summary | provenance(), indent=2) + "\n").encode())
     print(
         f"{len(summary['kills'])} kills; {summary['trials']} trials in {summary['attempts']} "
         f"attempts; {summary['finished_before_a_kill']} had finished before a kill; "
         f"{len(summary['failed'])} failed."
     )
     if found:
-        sys.exit("\n".join(["Faults:", *found, f"The search lies in {scratch}"]))
+        sys.exit("\n".join(["Violations:", *found, f"The search is in {scratch}"]))
     shutil.rmtree(scratch)
     print("Nothing was lost, doubled or overwritten.")
 
