@@ -79,9 +79,7 @@ class Fit:
         return next(loggers, None)
 
 
-def fit(  # noqa: C901, PLR0915 - a training from top to bottom
-    config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()
-) -> Fit | None:
+def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit | None:
     """Train, or continue from the last checkpoint as if there had been no interruption.
 
     Args:

@@ -4,6 +4,7 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -215,8 +216,10 @@ def test_a_network_whose_output_fits() -> None:
 def recorded(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     """Return what the classifier logs at an epoch's end, filled later, without a Trainer."""
     logged: dict[str, Tensor] = {}
-    trainer = type("Trainer", (), {"state": type("State", (), {"fn": "validate"})})
+    optimizers = [adam(classifier.network, lr=0.001)]
+    trainer = SimpleNamespace(state=SimpleNamespace(fn="validate"), optimizers=optimizers)
     monkeypatch.setattr(Classifier, "trainer", trainer)
+    monkeypatch.setattr(Classifier, "loggers", [])
     monkeypatch.setattr(classifier, "log_dict", lambda values, **_: logged.update(values))
     return logged
 
@@ -278,7 +281,7 @@ def test_predictions_keep_the_order_in_parts(monkeypatch: pytest.MonkeyPatch) ->
     torch.testing.assert_close(whole.sum(1), torch.ones(23))
     with torch.no_grad():
         next(classifier.network.parameters()).fill_(torch.nan)
-    with pytest.raises(UserError, match="predictions are no numbers"):
+    with pytest.raises(UserError, match="predictions are not numbers"):
         predict_probabilities(classifier, images)
 
 
