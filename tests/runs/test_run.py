@@ -372,7 +372,9 @@ def test_predictions_of_different_images_are_not_compared(tmp_path: Path) -> Non
         common_predictions(runs, "val")
     with Run(tmp_path / "c").start(config(data__split_seed=1)):
         pass
-    with pytest.raises(UserError, match=r"different validation images:\n.*\n.*c  data.split_seed=1"):
+    with pytest.raises(
+        UserError, match=r"different validation images:\n.*\n.*c  data.split_seed=1"
+    ):
         common_predictions([runs[0], Run(tmp_path / "c")], "val")
 
 
