@@ -79,9 +79,7 @@ class Fit:
         return next(loggers, None)
 
 
-def fit(  # noqa: C901, PLR0915 - a training from top to bottom
-    config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()
-) -> Fit | None:
+def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit | None:
     """Train, or continue from the last checkpoint as if there had been no interruption.
 
     Args:
@@ -156,15 +154,8 @@ def fit(  # noqa: C901, PLR0915 - a training from top to bottom
                 print(_heading(classifier, optimizer, data, trainer, reason), flush=True)
             if trainer.world_size > 1:
                 restore_default_signals()  # until training starts, processes wait for each other
-            for logger in trainer.loggers:
-                if not isinstance(logger, TensorBoardLogger):  # which gets them with the results
-                    logger.log_hyperparams(plain)
-            try:
+            with _logged(trainer, plain):
                 trainer.fit(classifier, datamodule=data, ckpt_path=before, weights_only=True)
-            finally:
-                for logger in trainer.loggers:
-                    if isinstance(logger, WandbLogger):  # which leaves it open for the next run
-                        logger.experiment.finish()
     except (DivergenceError, Interrupted) as error:
         error.add_note(progress(last, best))
         raise
@@ -190,6 +181,20 @@ def fit(  # noqa: C901, PLR0915 - a training from top to bottom
         **made,
     }
     return Fit(run, classifier.eval(), data, trainer, metrics)
+
+
+@contextmanager
+def _logged(trainer: pl.Trainer, plain: dict[str, Any]) -> Iterator[None]:
+    """Give the loggers the configuration, and close those that would stay open for another run."""
+    for logger in trainer.loggers:
+        if not isinstance(logger, TensorBoardLogger):  # which gets it with the results
+            logger.log_hyperparams(plain)
+    try:
+        yield
+    finally:
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()
 
 
 @contextmanager
