@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fashion.config import NonNegativeFloat, NonNegativeInt, PositiveInt
 from fashion.data.datamodule import epoch_seed
+from fashion.errors import UserError
 from fashion.runs.files import atomic_write
 
 
@@ -49,7 +50,17 @@ class StopEarly(EarlyStopping):
         trainer.should_stop |= self.wait_count >= self.patience
 
     def _should_skip_check(self, trainer: pl.Trainer) -> bool:
-        return trainer.current_epoch < self.warmup_epochs or super()._should_skip_check(trainer)
+        if trainer.current_epoch < self.warmup_epochs or super()._should_skip_check(trainer):
+            return True
+        known = trainer.callback_metrics
+        if self.monitor not in known and "val/loss" in known:
+            raise UserError(
+                f"callbacks.early_stopping.monitor = {self.monitor}: there is no such metric. "
+                f"Known: {', '.join(sorted(known))}."
+            )
+        # Before the first validation, as where trainer.max_steps ends an epoch, there is nothing to
+        # check.
+        return self.monitor not in known
 
 
 class EpochSeed(Callback):

@@ -65,9 +65,11 @@ class BestCheckpoint(ModelCheckpoint):
         return None if self.best_model_score is None else float(self.best_model_score)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        before = self.score
-        super().on_train_epoch_end(trainer, pl_module)
-        self._note_epoch(before, trainer)
+        # Where trainer.max_steps ends the first epoch, no validation has run.
+        if {str(self.monitor), "val/loss"} & set(trainer.callback_metrics):
+            before = self.score
+            super().on_train_epoch_end(trainer, pl_module)
+            self._note_epoch(before, trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         before = self.score

@@ -33,6 +33,7 @@ from fashion.errors import (
     restore_default_signals,
 )
 from fashion.runs import untrusted
+from fashion.runs.files import atomic_write
 from fashion.runs.provenance import provenance
 from fashion.runs.run import Run
 from fashion.training.callbacks import (
@@ -161,11 +162,9 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
         raise
     if not trainer.is_global_zero or config.trainer.get("fast_dev_run"):
         return None
-    if not run.reported_checkpoint.exists():
-        raise UserError(
-            f"{run.folder} has no {run.reported_checkpoint.name}: no validation came to its end in "
-            f"{last.epochs} epoch(s). Train longer, or report the last epoch with checkpoint=last."
-        )
+    if not run.reported_checkpoint.exists():  # no validation has run: trainer.max_steps, say
+        with atomic_write(run.reported_checkpoint) as file:
+            file.write(run.last_checkpoint.read_bytes())
     content = untrusted.read_checkpoint(run.reported_checkpoint)
     classifier = classifier.to("cpu", torch.float32)  # also after a training in bf16-true
     load_weights(classifier, content, run.reported_checkpoint)
