@@ -1,4 +1,4 @@
-"""A network with many options, and CutMix: a user's own module, outside fashion/."""
+"""A network with many options, and CutMix: a user's own module, of which fashion/ knows nothing."""
 
 from collections.abc import Sequence
 
@@ -27,29 +27,30 @@ class StagedNet(nn.Sequential):
     Args:
         num_classes: number of logits.
         stem: a key of STEMS, or "white": the fixed whitening layer of fashion's ResNet.
-        stem_width: channels of the stem.
+        stem_width: channels of a stem of STEMS.
         widths: channels of each stage.
-        depths: convolutions of each stage, after the one that halves.
-        down: how a stage halves: "convpool", "poolconv" or "stride".
-        residual: whether these convolutions are a residual branch.
+        depth: convolutions of a stage, after the one that halves; a number, or one per stage.
+        down: how a stage halves: "convpool", "poolconv" or "stride"; one way, or one per stage.
+        residual: whether the other convolutions of a stage are a residual branch.
         squeeze: whether squeeze-excitation follows them (Hu et al. 2018).
         activation: a key of ACTIVATIONS.
-        pool: "max" or "avg" over the positions, or "flat": a weight for each of them.
+        pool: "max" or "avg" over the positions; "flat": a weight for each position.
         dropout: fraction of the features dropped before the linear layer.
     """
 
     def __init__(
         self,
         num_classes: int = 10,
+        *,
         stem: str = "white",
         stem_width: int = 32,
         widths: Sequence[int] = (32, 64, 128),
-        depths: Sequence[int] = (1, 1, 1),
-        down: str = "convpool",
+        depth: int | Sequence[int] = 1,
+        down: str | Sequence[str] = "convpool",
         residual: bool = False,
         squeeze: bool = False,
         activation: str = "relu",
-        pool: str = "max",
+        pool: str = "flat",
         dropout: float = 0.0,
     ) -> None:
         act = ACTIVATIONS[activation]
@@ -65,49 +66,33 @@ class StagedNet(nn.Sequential):
                 act(),
             )
         layers: list[nn.Module] = [first]
-        for width, depth in zip(widths, depths, strict=True):
-            layers.append(Stage(channels, width, depth, down, residual, squeeze, act))
+        depths = [depth] * len(widths) if isinstance(depth, int) else depth
+        downs = [down] * len(widths) if isinstance(down, str) else down
+        for width, count, how in zip(widths, depths, downs, strict=True):
+            branch: list[nn.Module] = []
+            for _ in range(count):
+                branch += [convolution(width, width), nn.BatchNorm2d(width), act()]
+            if residual:
+                branch = branch[:-1]
+            if squeeze:
+                branch.append(SqueezeExcitation(width))
+            layers += [*halving(channels, width, how), nn.BatchNorm2d(width), act()]
+            layers += [Residual(*branch), act()] if residual and count else branch
             channels = width
         body = nn.Sequential(*layers, POOLS[pool], nn.Flatten()).eval()
         features = body(torch.zeros(1, 1, 28, 28)).shape[1]
         super().__init__(*body.train(), nn.Dropout(dropout), nn.Linear(features, num_classes))
 
 
-class Stage(nn.Module):
-    def __init__(
-        self,
-        channels: int,
-        width: int,
-        depth: int,
-        down: str,
-        residual: bool,
-        squeeze: bool,
-        act: type[nn.Module],
-    ) -> None:
-        super().__init__()
-        pool = nn.MaxPool2d(2)
-        halve = {
-            "convpool": [convolution(channels, width), pool],
-            "poolconv": [pool, convolution(channels, width)],
-            "stride": [convolution(channels, width, stride=2)],
-        }[down]
-        self.first = nn.Sequential(*halve, nn.BatchNorm2d(width), act())
-        rest: list[nn.Module] = []
-        for _ in range(depth):
-            rest += [convolution(width, width), nn.BatchNorm2d(width), act()]
-        self.residual = residual and depth > 0
-        self.rest = nn.Sequential(*(rest[:-1] if self.residual else rest))
-        if squeeze:
-            self.rest.append(Squeeze(width))
-        self.act = act()
+class Residual(nn.Sequential):
+    """A branch that is added to its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x)
-        return self.act(x + self.rest(x)) if self.residual else self.rest(x)
+        return x + super().forward(x)
 
 
-class Squeeze(nn.Module):
-    """Squeeze-excitation: a factor of 0..2 for each channel, from the channels' means."""
+class SqueezeExcitation(nn.Module):
+    """A factor of 0..2 for each channel, computed from the channels' means."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -116,6 +101,14 @@ class Squeeze(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         factor = self.outer(self.inner(x.mean((2, 3))).relu()).sigmoid()
         return x * 2 * factor[:, :, None, None]
+
+
+def halving(channels: int, width: int, how: str) -> list[nn.Module]:
+    """Return a convolution that halves the sides of an image, with a maximum or a stride."""
+    if how == "stride":
+        return [convolution(channels, width, stride=2)]
+    layers = {"conv": convolution(channels, width), "pool": nn.MaxPool2d(2)}
+    return [layers[how[:4]], layers[how[4:]]]
 
 
 def convolution(channels: int, width: int, stride: int = 1) -> nn.Conv2d:
@@ -142,7 +135,7 @@ class CutMix:
         self.active = True
 
     def set_epoch(self, epoch: int, epochs: int) -> None:
-        self.active = epoch < epochs - self.clean_epochs
+        self.active = epochs < 1 or epoch < epochs - self.clean_epochs
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         targets = functional.one_hot(labels, self.num_classes).float()
