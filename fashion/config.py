@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, create_model
+from annotated_types import Ge, Gt, Le, Lt
 
 from fashion.errors import UserError, did_you_mean
 
@@ -26,16 +26,16 @@ CONF = next(
     (path for path in (_BESIDE / "conf", _BESIDE.parent / "conf") if path.is_dir()), _BESIDE
 )
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Pixels = Annotated[int, Field(ge=0, lt=28)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+PositiveInt = Annotated[int, Gt(0)]
+NonNegativeInt = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+NonNegativeFloat = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Ge(0), Lt(1)]
+Pixels = Annotated[int, Ge(0), Lt(28)]
+Seed = Annotated[int, Ge(0), Lt(2**32)]
 Activation = Literal["relu", "leaky_relu", "gelu", "elu", "silu"]
 Schedule = Literal["constant", "linear", "cosine"]
-Limit = PositiveInt | Annotated[float, Field(gt=0, le=1)] | None
+Limit = PositiveInt | Annotated[float, Gt(0), Le(1)] | None
 
 # Configuration keys that do not affect the result; ignored when comparing runs.
 METADATA_KEYS = (
@@ -86,7 +86,7 @@ TRAINER = {
     "limit_train_batches": Limit,
     "limit_val_batches": Limit,
     "accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps"],
-    "devices": PositiveInt | Literal[-1] | str | list[NonNegativeInt],
+    "devices": PositiveInt | Literal[-1, "auto"] | list[NonNegativeInt],
     "precision": Literal[
         *("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
     ]
@@ -96,7 +96,7 @@ TRAINER = {
     "gradient_clip_val": NonNegativeFloat | None,
     "log_every_n_steps": PositiveInt | None,
     "fast_dev_run": bool | NonNegativeInt,
-    "overfit_batches": NonNegativeInt | Annotated[float, Field(ge=0, le=1)],
+    "overfit_batches": NonNegativeInt | Annotated[float, Ge(0), Le(1)],
     "enable_progress_bar": bool | None,
 }
 LOADER = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
@@ -225,13 +225,17 @@ def _violations(
     optional: set[str] = frozenset(),  # type: ignore[assignment]
     closed: bool = True,
 ) -> Iterator[str]:
+    from pydantic import ConfigDict, ValidationError, create_model
+
     values = {key: value for key, value in values.items() if key not in LOADER}
     fields: dict[str, Any] = {
         key: (annotation, ... if complete and key not in optional else None)
         for key, annotation in types.items()
     }
     extra: Literal["forbid", "ignore"] = "forbid" if closed else "ignore"
-    model = create_model("Section", __config__=ConfigDict(strict=True, extra=extra), **fields)
+    model = create_model(
+        "Section", __config__=ConfigDict(strict=True, extra=extra, allow_inf_nan=False), **fields
+    )
     try:
         model.model_validate(values)
     except ValidationError as error:
@@ -402,7 +406,7 @@ def _check_call(
 
 # What the command line decides.
 
-LONGEST_NAME = 100  # characters; file systems take 255 bytes
+LONGEST_NAME = 160  # characters; file systems take 255 bytes
 
 
 def folder_name(text: Any, number: Any = 0) -> str:

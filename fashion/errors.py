@@ -203,6 +203,9 @@ def innermost(error: BaseException) -> BaseException:  # noqa: PLR0911 - a kind 
             )
         reason = f": {str(error.__cause__).splitlines()[0]}." if "merging" in str(error) else ""
         return UserError(str(error).partition("\nConfig search path")[0] + reason)
+    key = getattr(error, "full_key", None)
+    if key and key not in str(error).partition("\n")[0]:
+        return UserError(f"{key}: {str(error).splitlines()[0]}")
     return error
 
 
@@ -217,6 +220,25 @@ def _unparsable(override: str) -> str:
         quoted = shlex.quote(f'{key}="{text}"')
         hint = f"Quote it for Hydra and for the shell: {quoted}."
     return f"{override}: this is no KEY=VALUE that Hydra can read. {hint}"
+
+
+def print_help(text: str) -> None:
+    """Print a Hydra command's help and exit, if the command line asks for it.
+
+    Hydra's own composes the configuration twice to print all of it, and names none of the options.
+    """
+    if not {"--help", "-h"} & set(sys.argv[1:]):
+        return
+    from fashion.config import CONF
+
+    print(f"{text}\nGroups, as GROUP=NAME (a folder of conf/ each):")
+    for folder in sorted(path for path in CONF.iterdir() if path.is_dir()):
+        print(
+            f"  {folder.name:13} {', '.join(sorted(file.stem for file in folder.glob('*.yaml')))}"
+        )
+    print("\n--cfg job prints all keys with their values; KEY=VALUE changes one; --hydra-help is")
+    print("about Hydra's own options.")
+    sys.exit(0)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -137,7 +137,10 @@ def make_detector(run: Run, classifier: "Classifier", root: Path | None) -> "Det
     try:
         data: Any = open_data(run, root)
         data.setup("validate")
-        return Detector(classifier, data.train, data.val)
+        with np.errstate(all="ignore"):
+            return Detector(classifier, data.train, data.val)
+    except ValueError:  # of weights that are not numbers, which predicting the photos refuses
+        return None
     except (UserError, AttributeError) as error:  # data of one's own need not have `val.images`
         print(
             f"note: photos unlike the run's data are not recognized, for want of its validation "

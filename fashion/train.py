@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import os
 import shlex
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,11 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fashion import config as schema
 from fashion.config import CONF
-from fashion.data import download
 from fashion.errors import (
     DivergenceError,
     Interrupted,
@@ -30,18 +30,19 @@ from fashion.errors import (
     deferred_signals,
     innermost,
     message,
+    print_help,
 )
-from fashion.runs.resume import to_resume
-from fashion.runs.run import BusyError, Run
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
+
+    from fashion.runs.run import Run
 
 schema.register_resolvers()
 
 
 def train(
-    config: DictConfig, run: Run, *, report: bool, callbacks: Sequence["Callback"] = ()
+    config: DictConfig, run: "Run", *, report: bool, callbacks: Sequence["Callback"] = ()
 ) -> float | None:
     """Train a run to its end, evaluate its reported checkpoint, and write the results.
 
@@ -103,6 +104,8 @@ def check(config: DictConfig, *, download_data: bool = True) -> None:
     Raises:
         UserError: naming the key, the value and what is allowed.
     """
+    from fashion.data import download
+
     schema.check_run(config)
     data = config.data
     if not schema.is_ours(data._target_) or data.get("dataset", "FashionMNIST") != "FashionMNIST":
@@ -121,6 +124,8 @@ def check(config: DictConfig, *, download_data: bool = True) -> None:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def _job(config: DictConfig) -> float | None:
     """Train one run of a grid, or the only one."""
+    from fashion.runs.run import Run
+
     output = Path(HydraConfig.get().runtime.output_dir)
     here = Path.cwd()
     inside = output != here and output.is_relative_to(here)
@@ -146,7 +151,7 @@ def _job(config: DictConfig) -> float | None:
         return None
 
 
-def train_one(config: DictConfig, run: Run) -> Run:
+def train_one(config: DictConfig, run: "Run") -> "Run":
     """Train one run as the command does, or continue the one that `resume` names.
 
     Hydra's configuration must be set (`HydraConfig`); what the command prints is printed.
@@ -162,8 +167,11 @@ def train_one(config: DictConfig, run: Run) -> Run:
     Raises:
         UserError, Interrupted: with a note on how to continue the run, if it can be continued.
     """
+    from fashion.runs.resume import to_resume
+
     resumed = config.resume is not None
     if resumed:
+        schema.check(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
         _remove_if_empty(run.folder)
         run, config, remarks = to_resume(config, HydraConfig.get().overrides.task)
         for remark in remarks:
@@ -196,8 +204,10 @@ def train_one(config: DictConfig, run: Run) -> Run:
 
 
 @contextlib.contextmanager
-def _started(config: DictConfig, run: Run, *, resumed: bool) -> Iterator[Run]:
+def _started(config: DictConfig, run: "Run", *, resumed: bool) -> Iterator["Run"]:
     """Start a run, in a folder beside its own if that is another run's of the same second."""
+    from fashion.runs.run import BusyError, Run
+
     hydra_config = HydraConfig.get()
     fixed = resumed or hydra_config.mode != RunMode.RUN or _named(hydra_config)
     folder = run.folder
@@ -214,7 +224,7 @@ def _started(config: DictConfig, run: Run, *, resumed: bool) -> Iterator[Run]:
         yield run
 
 
-def _run_of_grid(config: DictConfig, run: Run) -> Run:
+def _run_of_grid(config: DictConfig, run: "Run") -> "Run":
     schema.check_run(config)
     if config.resume is not None:
         raise UserError(
@@ -266,8 +276,8 @@ def _wants_report(config: DictConfig) -> bool:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    """Remove the folder that Hydra makes before anything can be checked, unless a user named it."""
-    if not _named(HydraConfig.get()):
+    """Remove the folder that Hydra makes before anything can be checked, unless it was there."""
+    if folder.resolve() not in EXISTED:
         with contextlib.suppress(OSError):
             folder.rmdir()
 
@@ -277,7 +287,7 @@ def _named(hydra_config: Any) -> bool:
     return any("run.dir=" in each for each in hydra_config.overrides.hydra)
 
 
-def _summarize(run: Run) -> None:
+def _summarize(run: "Run") -> None:
     from fashion.report.evaluation import summary
 
     metrics = run.metrics
@@ -298,7 +308,7 @@ def _summarize(run: Run) -> None:
     print("\n".join(lines))
 
 
-def _compare(runs: Sequence[Run]) -> None:
+def _compare(runs: Sequence["Run"]) -> None:
     """Print the table of a grid's runs, and the command that makes it again."""
     from fashion.report import table
 
@@ -310,13 +320,20 @@ def _compare(runs: Sequence[Run]) -> None:
     print(f"\n{text}\n{shlex.join(['python', '-m', 'fashion.compare', folder])} shows this again.")
 
 
-GRID: list[Run] = []  # finished in this process
+GRID: list["Run"] = []  # finished in this process
+EXISTED: set[Path] = set()  # folders named by hydra.run.dir, before Hydra makes them
 FAILURES: dict[Path | None, BaseException] = {}  # by run folder; None for a run outside grids
 
 
 def main() -> None:
+    print_help(__doc__ or "")
     FAILURES.clear()
     GRID.clear()
+    EXISTED.clear()
+    for argument in sys.argv[1:]:
+        key, _, value = argument.partition("=")
+        if key == "hydra.run.dir" and Path(value.strip("\"'")).is_dir():
+            EXISTED.add(Path(value.strip("\"'")).resolve())
     with cli_errors():
         try:
             _job()

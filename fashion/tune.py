@@ -19,14 +19,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import hydra
+from annotated_types import Ge
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from pydantic import Field
 
 from fashion import config as schema
 from fashion.config import CONF
-from fashion.errors import Interrupted, UserError, cli_errors, innermost, message
+from fashion.errors import (
+    Interrupted,
+    UserError,
+    cli_errors,
+    innermost,
+    message,
+    print_help,
+)
 from fashion.search.space import Space
 from fashion.search.workers import PARENT, count, end_with_parent, supervise
 from fashion.train import check
@@ -54,7 +61,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "improvement": {"points": schema.NonNegativeFloat, "after": schema.NonNegativeInt},
     "pruning": {
         "min_resource": schema.PositiveInt,
-        "reduction_factor": Annotated[int, Field(ge=2)],
+        "reduction_factor": Annotated[int, Ge(2)],
     },
     "confirm": {"top": schema.PositiveInt, "seeds": schema.NonNegativeInt},
 }
@@ -75,11 +82,12 @@ def checked(config: DictConfig) -> tuple[DictConfig, Space]:
             except UserError as error:
                 lines = [f"{section}.{line}" for line in str(error).splitlines()]
                 raise UserError("\n".join(lines)) from error
+    validates = config.data.get("val_size", 1) or config.data.get("folds") is not None
     for key, wrong, why in (
         ("test", config.test, "a search is for choosing, which never reads the test set."),
         ("resume", config.resume is not None, "a search continues by its own command."),
         ("trainer.devices", config.trainer.devices not in (1, "1", "auto"), "a trial runs on one."),
-        ("data.val_size", not config.data.get("val_size", 1), "a search needs a validation set."),
+        ("data.val_size", not validates, "a search needs a validation set."),
     ):
         if wrong:
             raise UserError(f"{key} = {OmegaConf.select(config, key)}: {why}")
@@ -162,6 +170,7 @@ FAILURES: list[BaseException] = []
 
 
 def main() -> None:
+    print_help(__doc__ or "")
     FAILURES.clear()
     with cli_errors():
         if PARENT in os.environ:

@@ -1,21 +1,22 @@
-"""Training speed of the deck's model, batch size 32, and of the record's recipe, within one run.
+"""Measure training speed as ratios within one run: the deck's model, cnn, and the record's.
 
 Each round times every contestant in turn, so that a machine whose speed drifts slows all alike:
 
     bare       forward, backward, step on one resident batch: what the hardware allows this network
-    ours       fashion.train's own loop with everything on: data, Lightning, metrics, logs, bar
+    ours       fashion.train's own loop with everything on: data, Lightning, metrics, logs, table
+    ordinary   ours with Lightning's ordinary loop, where ours takes several batches per call
 
 and, for the deck's model alone,
 
     plain      bare with torch's defaults: no channels-last, no fused optimizer
-    usual      the usual way: torchvision transforms an image, a DataLoader, plain Lightning
+    usual      the usual way: torchvision transforms per image, a DataLoader, plain Lightning
     keras      the deck's own tool, if it is installed
 
 Each is measured in a process of its own, since bare and ours change settings of theirs, and after
-its first pictures, which wait for one-time imports and set-up. Beside the record's recipe stand the
-share of the machine's peak that its counted operations reach, the peak being a large product of
-fp32 matrices, its augmentation's share of a step, and how long the evaluation of 10,000 pictures
-takes as a share of an epoch of 50,000.
+its first images, which wait for one-time imports and set-up. Beside the record's stand the fraction
+of the machine's peak that its counted operations reach, the peak being a large product of fp32
+matrices, its augmentation's fraction of a step, and how long the evaluation of 10,000 images takes
+as a fraction of an epoch of 50,000.
 
 Writes results/benchmark.json.
 """
@@ -31,7 +32,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,25 +42,26 @@ import lightning.pytorch as pl
 import torch
 import torchvision
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.classification import MulticlassAccuracy
 
-from fashion.runs.run import Run, provenance
-from fashion.train import CONF
-from fashion.training.callbacks import Checkpoints, EpochSeed, Timing
-from fashion.training.classifier import Classifier
-from fashion.training.process import prepare_process, quieten
+from fashion.config import CONF, build, register_resolvers
+from fashion.runs.provenance import provenance
+from fashion.runs.run import Run
+from fashion.training.optimizers import configure
+from fashion.training.process import fit, prepare_process, quieten
 
 BATCH_SIZE = 32  # the deck's
 EPOCHS = 1000  # for augmentation, which in a short training would erase nothing
 DECK = {"literal": 1, "pooled": 2}  # side of the pooling window
 OVERRIDES = {
     **{variant: [f"model.network.pool={pool}"] for variant, pool in DECK.items()},
+    "cnn": ["model=cnn"],
     "record": ["experiment=record"],
 }
 BESIDE = ("peak", "augmentation", "evaluation")  # of the record's network: not its training
@@ -68,26 +69,32 @@ WARM_UP = 1000  # images before the clock starts
 PEAK_SIZE = 2048  # rows and columns of the matrices
 
 
-def configuration(variant: str) -> Any:
+def configuration(variant: str, *overrides: str) -> Any:
+    register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(
             "train",
             [
                 *OVERRIDES[variant],
                 "trainer.max_epochs=1",
-                "trainer.limit_val_batches=1",
                 "trainer.accelerator=cpu",
                 "name=benchmark",
+                "sweep=benchmark",
+                *overrides,
             ],
         )
 
 
+def section(config: Any, key: str) -> dict[str, Any]:
+    return OmegaConf.to_container(OmegaConf.select(config, key), resolve=True)  # type: ignore[return-value]
+
+
 def network(config: Any) -> nn.Module:
-    return instantiate(config.model.network, _convert_="all")  # type: ignore[no-any-return]
+    return build("model.network", section(config, "model.network"))  # type: ignore[no-any-return]
 
 
 def loop(net: nn.Module, optimizer: torch.optim.Optimizer, batch: Tensor, images: int) -> float:
-    """Images a second of the shortest training loop there is."""
+    """Images per second of the shortest training loop there is."""
     labels = torch.arange(len(batch)) % 10
     warm_up, steps = (math.ceil(count / len(batch)) for count in (WARM_UP, images))
     start = 0.0
@@ -101,7 +108,7 @@ def loop(net: nn.Module, optimizer: torch.optim.Optimizer, batch: Tensor, images
 
 
 class Clock(Callback):
-    """Images a second of a Trainer's loop, which it ends after as many as are asked for."""
+    """Images per second of a Trainer's loop, which it ends after as many as are asked for."""
 
     def __init__(self, images: int) -> None:
         self.images = images
@@ -125,11 +132,15 @@ class Clock(Callback):
             self.start = time.perf_counter()
 
 
+Clock.__module__ = "fashion.benchmark"  # or it would need the ordinary loop, as foreign hooks do
+
+
 def bare(variant: str, images: int) -> float:
     prepare_process()
     config = configuration(variant)
     net = network(config).to(memory_format=torch.channels_last)
-    optimizer = instantiate(config.optimizer, steps=1)(net)["optimizer"]
+    chosen: Any = configure(net, section(config, "optimizer"), None, steps=1, steps_per_epoch=1)
+    optimizer = chosen["optimizer"]
     return loop(net, optimizer, torch.randn(config.data.batch_size, 1, 28, 28), images)
 
 
@@ -153,48 +164,43 @@ def plain(variant: str, images: int) -> float:
     return loop(net, torch.optim.Adam(net.parameters()), batch, images)
 
 
-@contextlib.contextmanager
-def wired(variant: str, *callbacks: Callback) -> Iterator[tuple[pl.Trainer, Classifier, Any]]:
-    """Trainer, classifier and data as `fashion.train` wires them."""
-    prepare_process()
-    config = configuration(variant)
-    data = instantiate(config.data, config.seed, instantiate(config.augmentation, EPOCHS))
-    data.prepare_data()
-    data.setup("fit")
-    classifier = Classifier(
-        network(config),
-        instantiate(config.optimizer, steps=data.steps),
-        label_smoothing=config.label_smoothing,
-    )
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        run = Run(Path(folder))
-        usual = [
-            EpochSeed(config.seed),
-            *(instantiate(callback) for callback in config.callbacks.values() if callback),
-            Checkpoints(run, validates=True),
-        ]
-        yield (
-            instantiate(config.trainer, run, [*usual, *callbacks], 0, True),  # noqa: FBT003
-            classifier,
-            data,
-        )
-
-
-def ours(variant: str, images: int) -> float:
+def trained(variant: str, images: int, *overrides: str) -> float:
+    """Images per second of a run as `fashion.train` trains it, which the clock ends."""
     clock = Clock(images)
-    with wired(variant, Timing(), clock) as (trainer, classifier, data):
-        trainer.fit(classifier, datamodule=data)
+    config = configuration(variant, "trainer.limit_val_batches=1", *overrides)
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        run = Run(Path(folder) / "run")
+        with run.start(config):
+            fit(config, run, [clock])
     return clock.rate
 
 
+def ours(variant: str, images: int) -> float:
+    return trained(variant, images)
+
+
+def ordinary(variant: str, images: int) -> float:
+    monitor = "lightning.pytorch.callbacks.LearningRateMonitor"
+    return trained(variant, images, f"+callbacks.rate._target_={monitor}")
+
+
 def evaluation(variant: str, images: int) -> float:  # noqa: ARG001 - all there are
-    """Validation pictures a second, in the same loop."""
-    with wired(variant) as (trainer, classifier, data):
-        trainer.limit_val_batches = 1.0  # all of them
-        trainer.validate(classifier, datamodule=data)
-        start = time.perf_counter()
-        trainer.validate(classifier, datamodule=data)
-        return len(data.val) / (time.perf_counter() - start)
+    """Validation images per second, in the loop of a training."""
+    seconds: list[float] = []
+
+    class Watch(Callback):
+        def on_validation_start(self, *_: Any) -> None:
+            self.start = time.perf_counter()
+
+        def on_validation_end(self, *_: Any) -> None:
+            seconds.append(time.perf_counter() - self.start)
+
+    config = configuration(variant, "trainer.limit_train_batches=1", "trainer.max_epochs=2")
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        run = Run(Path(folder) / "run")
+        with run.start(config):
+            fit(config, run, [Watch()])
+    return float(config.data.val_size) / seconds[-1]
 
 
 class Usual(pl.LightningModule):
@@ -268,7 +274,7 @@ def keras(variant: str, images: int) -> float:
 
 
 def peak(variant: str, images: int) -> float:  # noqa: ARG001 - as the others
-    """Operations a second of a large product of fp32 matrices: the best of five."""
+    """Operations per second of a large product of fp32 matrices: the best of five."""
     matrix = torch.randn(PEAK_SIZE, PEAK_SIZE)
     seconds = []
     for _ in range(5):
@@ -279,16 +285,19 @@ def peak(variant: str, images: int) -> float:  # noqa: ARG001 - as the others
 
 
 def augmentation(variant: str, images: int) -> float:
-    """Images a second of the augmentation alone."""
+    """Images per second of the augmentation alone."""
     prepare_process()
     config = configuration(variant)
-    augment = instantiate(config.augmentation, EPOCHS)
+    augment = build("augmentation", section(config, "augmentation"))
     batch = torch.randint(256, (config.data.batch_size, 28, 28), dtype=torch.uint8)
-    augment(batch, 0)
+    labels = torch.zeros(len(batch), dtype=torch.int64)
+    augment.set_epoch(0, EPOCHS)
+    augment(batch, labels)
     start = time.perf_counter()
     steps = math.ceil(images / len(batch))
     for epoch in range(steps):
-        augment(batch, epoch)
+        augment.set_epoch(epoch, EPOCHS)
+        augment(batch, labels)
     return steps * len(batch) / (time.perf_counter() - start)
 
 
@@ -322,17 +331,22 @@ def measured_apart(contestant: str, variant: str, images: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=9600, help="a measurement")
+    parser.add_argument("--images", type=int, default=9600, help="per measurement")
     parser.add_argument("--measure", nargs=2, metavar=("CONTESTANT", "VARIANT"), help="one alone")
     arguments = parser.parse_args()
     if arguments.measure:
         contestant, variant = arguments.measure
         print(CONTESTANTS[contestant](variant, arguments.images))
         return
-    deck = ["bare", "ours", "plain", "usual"]
+    deck = ["bare", "ours", "ordinary", "plain", "usual"]
     if importlib.util.find_spec("keras"):
         deck.append("keras")
-    entries = {"literal": deck, "pooled": deck, "record": ["bare", "ours", *BESIDE]}
+    entries = {
+        "literal": deck,
+        "pooled": deck,
+        "cnn": ["bare", "ours", "ordinary"],
+        "record": ["bare", "ours", *BESIDE],
+    }
     measured: dict[str, dict[str, list[float]]] = {
         variant: {name: [] for name in names} for variant, names in entries.items()
     }
@@ -357,14 +371,14 @@ def main() -> None:
     operations = operations_per_image("record")
     record_rates = measured["record"]
     of_peak = {name: operations * _ratio(series, peaks) for name, series in record_rates.items()}
-    augmentation_share = _ratio(record_rates["ours"], augmentations)
-    evaluation_share = _ratio(record_rates["ours"], evaluations) / 5
+    augmentation_fraction = _ratio(record_rates["ours"], augmentations)
+    evaluation_fraction = _ratio(record_rates["ours"], evaluations) / 5
     print(
-        f"\nThe record's network: {operations / 1e6:.1f} million operations an image, of a peak of "
-        f"{statistics.median(peaks) / 1e9:.0f} thousand million a second: "
-        + ", ".join(f"{name} reaches {share:.2f}" for name, share in of_peak.items())
-        + f". Augmentation takes {100 * augmentation_share:.1f} % of a step, the evaluation of "
-        f"10,000 pictures {100 * evaluation_share:.1f} % of an epoch of 50,000."
+        f"\nThe record's network: {operations / 1e6:.1f} million operations per image; of a peak "
+        f"of {statistics.median(peaks) / 1e9:.0f} billion per second: "
+        + ", ".join(f"{name} reaches {fraction:.2f}" for name, fraction in of_peak.items())
+        + f". Augmentation takes {100 * augmentation_fraction:.1f} % of a step, the evaluation of "
+        f"10,000 images {100 * evaluation_fraction:.1f} % of an epoch of 50,000."
     )
     path = Path("results/benchmark.json")
     path.parent.mkdir(exist_ok=True)
@@ -378,9 +392,9 @@ def main() -> None:
             "peak_operations_per_second": peaks,
             "augmentation_images_per_second": augmentations,
             "evaluation_images_per_second": evaluations,
-            "share_of_peak": of_peak,
-            "augmentation_share_of_step": augmentation_share,
-            "evaluation_share_of_epoch": evaluation_share,
+            "fraction_of_peak": of_peak,
+            "augmentation_fraction_of_step": augmentation_fraction,
+            "evaluation_fraction_of_epoch": evaluation_fraction,
         },
         **provenance(),
     }
@@ -395,7 +409,7 @@ def _ratio(numerators: list[float], denominators: list[float]) -> float:
 
 CONTESTANTS = {
     each.__name__: each
-    for each in (bare, ours, plain, usual, keras, peak, augmentation, evaluation)
+    for each in (bare, ours, ordinary, plain, usual, keras, peak, augmentation, evaluation)
 }
 
 if __name__ == "__main__":

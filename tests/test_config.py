@@ -10,7 +10,7 @@ from conftest import Command, composed, tiny_overrides
 from torch import nn
 
 from fashion import config as schema
-from fashion.config import build, folder_name, register_resolvers
+from fashion.config import LONGEST_NAME, build, folder_name, register_resolvers
 from fashion.errors import UserError, innermost, message
 from fashion.train import check
 
@@ -237,9 +237,9 @@ def test_a_folder_name(text: Any, name: str) -> None:
 def test_long_names_are_shortened_with_a_digest_and_stay_distinct() -> None:
     names = {folder_name("ä" * 300 + end) for end in "abc"}
     assert len(names) == 3
-    assert all(len(name.encode()) <= 100 and name.startswith("ää") for name in names)
+    assert all(len(name.encode()) <= LONGEST_NAME and name.startswith("ää") for name in names)
     assert folder_name("ä" * 300 + "a") in names  # the same again
-    assert folder_name("x" * 100) == "x" * 100
+    assert folder_name("x" * LONGEST_NAME) == "x" * LONGEST_NAME
 
 
 def test_smoke_runs_have_a_folder_of_their_own() -> None:

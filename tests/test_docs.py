@@ -25,8 +25,9 @@ ROOT = config.CONF.parent
 RESULTS = ROOT / "results"
 README, LAB = ROOT / "README.md", RESULTS / "README.md"
 EXTENDING = ROOT / "docs" / "extending.md"
+CHANGELOG = ROOT / "CHANGELOG.md"
 PAGES = [
-    *(README, LAB, RESULTS / "LOG.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"),
+    *(README, LAB, RESULTS / "LOG.md", ROOT / "CONTRIBUTING.md", CHANGELOG),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 HYDRA = ("train", "tune")
@@ -312,7 +313,7 @@ def commands() -> Iterator[str]:
 def overrides() -> Iterator[tuple[str, str]]:
     """Yield (configuration, `key=value ...`) from code within the pages' sentences and tables."""
     for page in PAGES:
-        if page == EXTENDING:  # its recipes are run; its last table quotes another project
+        if page in (EXTENDING, CHANGELOG):  # quote another project, and names of the past
             continue
         for code in re.findall(r"`([^`]+)`", prose(page)):
             words = shlex.split(code) if code.count("'") % 2 == 0 else []
@@ -476,7 +477,8 @@ def run_line(line: str, command: Command, tiny: list[str], places: dict[str, Pat
         first = 2 if flags else int(bool(arguments) and arguments[0] == "-m")
         arguments = [*arguments[:first], *tiny, *arguments[first:]]
     with warnings.catch_warnings():
-        if "compile=true" in line:  # torch.compile traces the shape checks, and warns
+        # torch.compile traces the shape checks, and warns; so does what mlflow brings.
+        if "compile=true" in line or "mlflow" in line:
             warnings.simplefilter("ignore")
         done = command(verb, *arguments)
     assert done.status == 0, f"{line}\n{done.err}"

@@ -1,4 +1,4 @@
-"""The recipes: one dial, and what must not change unnoticed."""
+"""The experiments: one epoch budget, and what must not change unnoticed."""
 
 from pathlib import Path
 from typing import Any
@@ -7,17 +7,16 @@ import pytest
 import torch
 from conftest import Command, tiny_overrides
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fashion.data.datamodule import FashionMNIST, epoch_seed, normalize
+from fashion.config import CONF, build
+from fashion.data.datamodule import FashionMNIST, epoch_seed, from_config, normalize
 from fashion.runs.run import Run
-from fashion.train import CONF
 from fashion.training.classifier import Classifier
 
-# Of the record's recipe, its network shrunk, on the pictures of tests/conftest.py: the loss before
-# each of five steps. Whoever means to change the recipe writes down the new ones.
+# Of experiment=record with a smaller network on the images of tests/conftest.py: the loss before
+# each of five steps. Whoever means to change the experiment writes down the new ones.
 GOLDEN_LOSSES = [2.898445, 1.410530, 1.175256, 1.201429, 1.019049]
 SHRUNK = ("model.network.widths=[8,8]", "data.batch_size=32")
 
@@ -38,7 +37,9 @@ def test_fast_is_the_record_at_the_small_end() -> None:
     assert composed("experiment=record").trainer.max_epochs > fast.trainer.max_epochs
 
 
-def test_one_dial(tiny_data: Path, tmp_path: Path, command: Command) -> None:
+def test_the_epoch_budget_decides_the_rest(
+    tiny_data: Path, tmp_path: Path, command: Command
+) -> None:
     """The number of epochs alone stretches the schedule and strengthens the erasing."""
     for epochs in (1, 4):
         done = command(
@@ -46,7 +47,7 @@ def test_one_dial(tiny_data: Path, tmp_path: Path, command: Command) -> None:
             *tiny_overrides(tiny_data),
             "experiment=record",
             *SHRUNK,
-            "data.batch_size=6",  # 50 steps an epoch
+            "data.batch_size=6",  # 50 steps per epoch
             f"trainer.max_epochs={epochs}",
             f"hydra.run.dir={tmp_path}/{epochs}",
         )
@@ -61,31 +62,32 @@ def test_one_dial(tiny_data: Path, tmp_path: Path, command: Command) -> None:
         assert rates == pytest.approx(
             {step + 1: peak * (1 - step / steps) for step in range(0, steps, 50)}
         )
-    shares = [
-        instantiate(
-            composed("experiment=record", f"trainer.max_epochs={epochs}").augmentation, epochs
-        ).erased_fraction
-        for epochs in (8, 16, 32, 50)
-    ]
-    assert shares[0] == 0
-    assert shares == sorted(set(shares))
+    fractions = []
+    for epochs in (8, 16, 32, 50):
+        config = composed("experiment=record", f"trainer.max_epochs={epochs}")
+        augmentation = build("augmentation", OmegaConf.to_container(config.augmentation))  # type: ignore[arg-type]
+        augmentation.set_epoch(0, epochs)
+        fractions.append(augmentation.erased_fraction)
+    assert fractions[0] == 0
+    assert fractions == sorted(set(fractions))
 
 
 def test_golden_losses(tiny_data: Path) -> None:
     config = composed("experiment=record", *SHRUNK, *tiny_overrides(tiny_data))
     torch.manual_seed(epoch_seed(0, 0))
-    data: FashionMNIST = instantiate(config.data, 0)
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    data: FashionMNIST = from_config(plain["data"])
     data.setup("fit")
     classifier = Classifier(
-        instantiate(config.model.network, _convert_="all"),
-        label_smoothing=config.label_smoothing,
+        plain["model"]["network"], plain["optimizer"], loss=plain["loss"], steps=(10, 10)
     )
-    optimizer = instantiate(config.optimizer)(classifier.network, 10)["optimizer"]
-    augmentation = instantiate(config.augmentation, config.trainer.max_epochs)
+    optimizer: Any = classifier.configure_optimizers()["optimizer"]
+    augmentation = build("augmentation", plain["augmentation"])
+    augmentation.set_epoch(0, config.trainer.max_epochs)
     losses = []
     for _ in range(5):
-        images = normalize(augmentation(data.train.images[:32], 0))
-        loss = classifier.loss((images, data.train.labels[:32]))
+        images, labels = augmentation(data.train.images[:32], data.train.labels[:32])
+        loss = classifier.training_step((normalize(images), labels))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -93,7 +95,7 @@ def test_golden_losses(tiny_data: Path) -> None:
     assert losses == pytest.approx(GOLDEN_LOSSES, rel=1e-3), losses
 
 
-def test_a_recipe_s_run_is_rebuilt_from_its_folder(
+def test_an_experiment_s_run_is_rebuilt_from_its_folder(
     tiny_data: Path, tmp_path: Path, command: Command
 ) -> None:
     done = command(

@@ -22,13 +22,16 @@ from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from fashion import train as train_module
+from fashion.config import CONF
 from fashion.data import download as idx
 from fashion.data.datamodule import FashionMNIST
 from fashion.errors import Interrupted, UserError
-from fashion.runs.run import PACKAGES, Run
-from fashion.train import CONF
-from fashion.training.callbacks import Checkpoints, EpochSeed
+from fashion.report import page
+from fashion.runs.files import SCRATCH
+from fashion.runs.provenance import PACKAGES
+from fashion.runs.run import Run
+from fashion.training.callbacks import EpochSeed
+from fashion.training.checkpoints import LastCheckpoint
 from fashion.training.classifier import Classifier, load_classifier
 
 SHORT = ("model=mlp", "model.network.dense=[8]", "trainer.max_epochs=1")
@@ -83,10 +86,11 @@ def test_a_run_leaves_its_folder(tiny_run: Path) -> None:
         "checkpoints/last.ckpt",
         "figures/confusion_matrix.png",
         "figures/mistakes.png",
-        "00000/last_layer_but_one/metadata.tsv",
-        "00000/last_layer_but_one/sprite.png",
-        "00000/last_layer_but_one/tensors.tsv",
+        "00000/penultimate_features/metadata.tsv",
+        "00000/penultimate_features/sprite.png",
+        "00000/penultimate_features/tensors.tsv",
         "projector_config.pbtxt",
+        "history.csv",
         "metrics.json",
         "report.html",
         "val.npz",
@@ -165,24 +169,24 @@ def test_tensorboard(train: Command, tmp_path: Path) -> None:
         assert len(events.Scalars(tag)) == 2, tag
     best = events.Scalars("val/acc")[run.metrics["best_epoch"] - 1]
     assert best.value == pytest.approx(run.metrics["val/acc"])
-    (reported,) = events.Scalars("reported/val/acc")
+    (reported,) = events.Scalars("values_reported/val/acc")
     assert reported.value == pytest.approx(run.metrics["val/acc"])
     assert "hp_metric" not in events.Tags()["scalars"]
     summary = events.SummaryMetadata("_hparams_/session_start_info")
     content = plugin_data_pb2.HParamsPluginData.FromString(summary.plugin_data.content)
     given = content.session_start_info.hparams
-    assert given["optimizer/lr"].number_value == 0.001
+    assert given["Learning rate"].number_value == 0.001
     assert given["seed"].number_value == 0
 
 
 def test_the_summary(train: Command, tmp_path: Path) -> None:
     done = train("a")
     metrics = Run(tmp_path / "a").metrics
-    folder = os.path.relpath(tmp_path / "a")
+    folder = tmp_path / "a"
     low, high = 100 * metrics["val/acc_low"], 100 * metrics["val/acc_high"]
     for part in (
-        f"accuracy {100 * metrics['val/acc']:.2f} % (95 % interval {low:.2f} to {high:.2f})",
-        "of epoch 1 of 1",
+        f"accuracy {100 * metrics['val/acc']:.2f} % (95 % interval {low:.2f} to {high:.2f} %)",
+        "epoch 1 of 1",
         "6,370 parameters",
         "images per second",
         f"Run folder {folder}\n",
@@ -193,10 +197,13 @@ def test_the_summary(train: Command, tmp_path: Path) -> None:
     assert done.err == ""
 
 
-def test_the_progress_bar_shows_accuracies(train: Command) -> None:
-    done = train("a", "trainer.progress_bar=true")
+def test_one_line_per_epoch(train: Command) -> None:
+    done = train("a", "trainer.enable_progress_bar=true")
     assert done.status == 0, done.err
-    assert "val/acc" in done.out
+    header, row = done.out.splitlines()[2:4]
+    assert header.split()[:4] == ["epoch", "loss", "train", "%"]
+    assert row.split()[0] == "1/1"
+    assert max(len(header), len(row)) <= 60
 
 
 def test_same_seed_same_weights(train: Command, tmp_path: Path) -> None:
@@ -232,7 +239,7 @@ def test_a_grid(train: Command, tmp_path: Path) -> None:
     grid = tmp_path / "grid"
     arguments = ("-m", "model=linear,mlp", "model.network.dense=[]")
     assert train("grid", *arguments, "seed=0").status == 0
-    first = {run.folder: state(run.folder) for run in Run.below(grid)}
+    first = {run.folder: state(run.folder) for run in Run.find(grid)}
     assert len(first) == 2
     assert all("model-" in str(folder) and "seed-0" in str(folder) for folder in first)
     assert not [folder for folder in first if "=" in folder.name or "data.root" in folder.name]
@@ -240,13 +247,13 @@ def test_a_grid(train: Command, tmp_path: Path) -> None:
     done = train("grid", *arguments, "seed=0,1")
     assert done.status == 0, done.err
     assert done.out.count("Finished before: ") == 2
-    assert len(Run.below(grid)) == 4
+    assert len(Run.find(grid)) == 4
     for folder, before in first.items():
         assert state(folder) == before
 
     (in_grid,) = (
         run.folder
-        for run in Run.below(grid)
+        for run in Run.find(grid)
         if "model-linear" in run.folder.name and run.config.seed == 1
     )
     assert train("alone", "model=linear", "model.network.dense=[]", "seed=1").status == 0
@@ -259,7 +266,7 @@ def test_one_failing_run_does_not_cost_the_others(train: Command, tmp_path: Path
     last = done.err.splitlines()[-1]
     assert "model.network.kernel_size-40" in last
     assert "layer 1 gets 28 x 28 pixels, too few" in last
-    (finished,) = [run for run in Run.below(tmp_path / "grid") if run.finished]
+    (finished,) = [run for run in Run.find(tmp_path / "grid") if run.finished]
     assert "kernel_size-3" in finished.folder.name
 
 
@@ -278,7 +285,7 @@ def test_a_run_of_the_grid_that_crashes(
     done = train("grid", "-m", "seed=0,1")
     assert done.status == 1
     assert "ZeroDivisionError" in done.err
-    assert [run.config.seed for run in Run.below(tmp_path / "grid") if run.finished] == [1]
+    assert [run.config.seed for run in Run.find(tmp_path / "grid") if run.finished] == [1]
     with pytest.raises(ZeroDivisionError):
         train("alone", "seed=0")
 
@@ -296,17 +303,20 @@ def test_a_folder_of_another_grid(train: Command, tmp_path: Path) -> None:
 
 def test_a_grid_never_reads_the_test_set(train: Command, tmp_path: Path) -> None:
     refused(train("grid", "-m", "seed=0,1", "test=true"), "test = true: a grid is for choosing")
-    assert Run.below(tmp_path / "grid") == []
+    assert Run.find(tmp_path / "grid") == []
 
 
 def test_the_test_set_is_read_when_it_is_asked_for_and_not_before(
     train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = []
+    read: list[str] = []
     setup = FashionMNIST.setup
-    monkeypatch.setattr(
-        FashionMNIST, "setup", lambda data, stage: read.append(stage) or setup(data, stage)
-    )
+
+    def note(data: FashionMNIST, stage: str) -> None:
+        read.append(stage)
+        setup(data, stage)
+
+    monkeypatch.setattr(FashionMNIST, "setup", note)
     assert train("a").status == 0
     assert "test" not in read
     assert not (tmp_path / "a/test.npz").exists()
@@ -373,6 +383,7 @@ OPTIONS = [
     for group in sorted(CONF.iterdir())
     if group.is_dir() and group.name in ("model", "optimizer", "trainer", "experiment")
     for option in sorted(group.glob("*.yaml"))
+    if option.stem != "custom"  # which names no network
 ]
 
 
@@ -403,8 +414,8 @@ BATCH_NORM = ("model.network.dense=[8]", "model.network.batch_norm=true")
     [
         (("model=cnn", "optimizer=muon"), "optimizer = muon is for convolutions followed by batch"),
         (("model=mlp", "optimizer=muon", *BATCH_NORM), "optimizer = muon is for convolutions"),
-        (("model=mlp", "data.batch_size=1", *BATCH_NORM), "of 300 pictures the last batch has 1,"),
-        (("model=mlp", "data.batch_size=23", *BATCH_NORM), "of 300 pictures the last batch has 1,"),
+        (("model=mlp", "data.batch_size=1", *BATCH_NORM), "of 300 images the last batch has 1,"),
+        (("model=mlp", "data.batch_size=23", *BATCH_NORM), "of 300 images the last batch has 1,"),
     ],
 )
 def test_what_does_not_suit_the_network(
@@ -431,7 +442,7 @@ def test_a_folder_that_cannot_be_written(train: Command, tmp_path: Path) -> None
 def test_a_finished_run_is_not_overwritten(train: Command, tmp_path: Path) -> None:
     assert train("a").status == 0
     before = state(tmp_path / "a")
-    refused(train("a"), f"{os.path.relpath(tmp_path)}/a holds a finished run already")
+    refused(train("a"), f"{tmp_path}/a holds a finished run already")
     assert {name: before[name] for name in before if ".lock" not in name} == {
         name: time for name, time in state(tmp_path / "a").items() if ".lock" not in name
     }
@@ -476,7 +487,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {
         tag: [(event.step, event.value) for event in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]
-        if not tag.startswith("reported/")
+        if "reported" not in tag
     }
 
 
@@ -489,6 +500,8 @@ def same_checkpoint(first: Path, second: Path, name: str) -> None:
     for content in contents:
         for key in ("seconds", "training_seconds"):
             del content["callbacks"]["Timing"][key]
+        # Lightning sets it when it resumes, also where the loop is not in use.
+        del content["loops"]["fit_loop"]["epoch_loop.manual_optimization.optim_step_progress"]
         assert set(content) >= {"state_dict", "optimizer_states", "lr_schedulers", "loops"}
     assert same(*contents)
 
@@ -585,7 +598,7 @@ def test_what_cannot_be_resumed(
     refused(resume(tmp_path / "none"), "none is not a run folder", "no such folder")
     folder = killed("trainer.max_epochs=2")
     refused(train("grid", "-m", f"resume={folder}"), "resume continues one run, without -m")
-    refused(train("killed", "seed=1"), "another configuration", f"resume={os.path.relpath(folder)}")
+    refused(train("killed", "seed=1"), "another configuration", f"resume={folder}")
     last = Run(folder).last_checkpoint
     last.write_bytes(last.read_bytes()[:-1000])
     refused(resume(folder), str(last), "cannot be read")
@@ -612,7 +625,7 @@ def test_a_grid_continues_what_was_interrupted(
     assert "The same command again continues the grid." in done.err
     assert train("grid", *arguments).status == 0
     assert epochs == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 1)]
-    assert [run.metrics["epochs"] for run in Run.below(tmp_path / "grid")] == [2, 2]
+    assert [run.metrics["epochs"] for run in Run.find(tmp_path / "grid")] == [2, 2]
 
 
 TWO_PROCESSES = ("trainer.devices=2", "trainer.strategy=ddp")
@@ -658,9 +671,9 @@ def test_a_signal_ends_a_run_in_order(
     assert "Traceback" not in out + err
     assert f"Interrupted by {signum.name}." in err
     assert "python -m fashion.train resume=run" in err
-    assert "best validation accuracy" in err
+    assert "the best val/acc" in err
     assert torch.load(run.last_checkpoint, weights_only=True)["epoch"] >= 0
-    assert not [path for path in run.folder.rglob("*") if path.name.endswith(".tmp")]
+    assert not [path for path in run.folder.rglob("*") if path.name.endswith(SCRATCH)]
 
 
 @pytest.mark.parametrize(
@@ -695,12 +708,12 @@ def test_divergence(train: Command, tmp_path: Path, overrides: tuple[str], found
 @pytest.mark.parametrize(
     ("owner", "function", "size", "written"),
     [
-        (Run, "claim", 100, "run/.hydra/hydra.yaml"),
+        (Run, "start", 100, "run/.hydra/hydra.yaml"),
         (EpochSeed, "on_train_batch_end", 150, "run"),  # the events, which TensorBoard writes
-        (Checkpoints, "on_train_epoch_end", 20_000, "run/checkpoints/last.ckpt"),
+        (LastCheckpoint, "on_train_epoch_end", 20_000, "run/checkpoints/last.ckpt"),
         (Run, "write_predictions", 1_000, "run/val.npz"),
         (Run, "update_metrics", 300, "run/metrics.json"),
-        (train_module, "write_report", 20_000, "run/report.html"),
+        (page, "write_report", 20_000, "run/report.html"),
     ],
 )
 def test_a_full_disk(
@@ -733,11 +746,11 @@ def test_a_full_disk(
     assert "Traceback" not in out + err
     assert re.match(rf"error: .*{written} cannot be written: File too large\.", err), err
     run = Run(tmp_path / "run")
-    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
-    if function == "claim":
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(SCRATCH)]
+    if function == "start":
         assert not run.folder.exists()
         return
-    assert f"resume={os.path.relpath(run.folder)}" in err or run.finished
+    assert f"resume={run.folder}" in err or run.finished
     if isinstance(owner, type) and issubclass(owner, Callback):
         assert torch.load(run.last_checkpoint, weights_only=True)["epoch"] == 0
     again = [f"hydra.run.dir={tmp_path}/made", f"resume={run.folder}"]
@@ -746,10 +759,10 @@ def test_a_full_disk(
 
 
 def test_two_processes_train_as_one(tiny_data: Path, tmp_path: Path, train: Command) -> None:
-    """Real gloo; the last batch leaves one of them without a picture."""
+    """Real gloo; the last batch leaves one of them without an image."""
     share = ("data.batch_size=37", "data.val_size=103", "model=cnn", "model.network.dropout=0.0")
-    share += ("model.network.conv=[4]", "model.network.dense=[8]")
-    share += ("optimizer=sgd", "trainer.max_epochs=2")
+    share += ("model.network.conv=[4]", "model.network.dense=[8]")  # type: ignore[assignment]
+    share += ("optimizer=sgd", "trainer.max_epochs=2")  # type: ignore[assignment]
     assert train("run1", *share).status == 0
     done = python(
         *("-m", "fashion.train"),
@@ -826,7 +839,7 @@ def test_an_answer_at_once(argument: str, tmp_path: Path) -> None:
     done = python("-c", script, cwd=tmp_path)
     assert "SLOW []" in done.stdout, done.stderr
     assert done.returncode == (1 if "=" in argument else 0)
-    assert ("dropout" in done.stdout) == ("=" not in argument)
+    assert ("model" in done.stdout) == ("=" not in argument)
 
 
 def test_a_bad_override_ends_a_real_process(tmp_path: Path) -> None:

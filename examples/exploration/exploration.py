@@ -1,4 +1,4 @@
-"""A network with many options, and CutMix: what a person brings along, nothing of it in fashion/."""
+"""A network with many options, and CutMix: a user's own module, outside fashion/."""
 
 from collections.abc import Sequence
 

@@ -38,6 +38,7 @@ FRAMES = 3  # at most, one within the other
 STRAIGHT = 0.9  # fraction of a frame's side
 SOFT = 3  # pixels between a frame and what it holds, after blurring
 PLAIN_BORDER = 0.75  # fraction of the border of what a frame holds
+SMALLEST = 0.01  # area of a product, relative to what a frame holds
 ANOTHER = 0.1  # area of a second product, relative to the largest
 # Search for a shadow: pixels of the longest edge; levels of its darkness and their tolerance, 0..1;
 # distances of it, in pixels; smallest areas of it and of what casts it, relative to both; overlap.
@@ -156,7 +157,7 @@ def as_seen(picture: Image.Image) -> Image.Image:
     try:
         picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
     except ValueError as error:
-        raise UserError(f"Pictures of mode {picture.mode} cannot be read.") from error
+        raise UserError(f"Images of mode {picture.mode} cannot be read.") from error
     picture.thumbnail((EDGE, EDGE))
     if picture.mode == "RGBA":
         alpha = np.asarray(picture.getchannel("A"), dtype=np.float64)
@@ -226,8 +227,8 @@ def _distance(
 
 def _without_frame(
     pixels: Float[np.ndarray, "height width 3"],
-) -> Float[np.ndarray, "height width 3"]:
-    """The image without the plain bars along its edges and the plain frames around it."""
+) -> Float[np.ndarray, "less_height less_width 3"]:
+    """Cut off the plain bars along an image's edges and the plain frames around it."""
     for _ in range(FRAMES):
         edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
         inner = next((box for edge in edges if (box := _inside(pixels, edge)) is not None), None)
@@ -240,7 +241,7 @@ def _without_frame(
 def _inside(
     pixels: Float[np.ndarray, "height width 3"], edge: Float[np.ndarray, "length 3"]
 ) -> tuple[slice, slice] | None:
-    """What a bar or frame of an outermost line's color leaves; None if that line is in none.
+    """Return what a bar or frame of an outermost line's color leaves; None: no such frame.
 
     What is left by a frame is a rectangle: each of its four sides is straight, and not of the
     frame's color nearly all along. A product's sides hardly ever are, and what is between them
@@ -264,19 +265,23 @@ def _inside(
     if inner.shape == other.shape or min(inner.shape) < SIDE:
         return None
     straight = min(side.mean() for side in (inner[0], inner[-1], inner[:, 0], inner[:, -1]))
-    return (box[0], box[1]) if straight >= STRAIGHT and _has_background(pixels[box]) else None
+    return (box[0], box[1]) if straight >= STRAIGHT and _is_photo(pixels[box]) else None
 
 
-def _has_background(pixels: Float[np.ndarray, "height width 3"]) -> bool:
-    """Return whether most of the border shows one smooth surface."""
-    background, _ = _background(pixels)
-    border = _border(pixels.shape[:2])
-    near = _distance(pixels, background)[border] <= CLOSE
-    return bool(near.mean() >= PLAIN_BORDER)
+def _is_photo(pixels: Float[np.ndarray, "height width 3"]) -> bool:
+    """Return whether most of the border shows one smooth surface, and something stands out.
+
+    A rectangular product of one color is not taken for a photo in a frame.
+    """
+    background, roughness = _background(pixels)
+    distance = _distance(pixels, background)
+    near = distance[_border(pixels.shape[:2])] <= CLOSE
+    product = ndimage.gaussian_filter(distance, sigma=1) > max(CLOSE, 4 * roughness)
+    return bool(near.mean() >= PLAIN_BORDER and product.mean() >= SMALLEST)
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """A picture of 16 bits or more, or of floating point numbers, in mode L.
+    """Convert an image of 16 bits or more, or of floating point numbers, to mode L.
 
     A 16-bit file holds 12-bit values as often as not. Its range ends at the power of two above
     its lightest value, so that the ratio of two brightnesses is kept; where the values fill less
@@ -294,7 +299,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 
 
 def _border(shape: tuple[int, ...]) -> Bool[np.ndarray, "height width"]:
-    """The outermost pixels, a fiftieth of the shorter edge wide."""
+    """Return the outermost pixels, a fiftieth of the shorter edge wide."""
     width = max(1, round(min(shape) / 50))
     border = np.ones(shape, dtype=bool)
     border[width:-width, width:-width] = False
@@ -304,7 +309,7 @@ def _border(shape: tuple[int, ...]) -> Bool[np.ndarray, "height width"]:
 def _background(
     pixels: Float[np.ndarray, "height width 3"],
 ) -> tuple[Float[np.ndarray, "height width 3"], float]:
-    """The background's color at each pixel, and how far from it the background itself strays.
+    """Return the background's color at each pixel, and how far the background strays from it.
 
     The color is a quadratic surface through what most of the border shows: a wall is rarely lit
     evenly, and lenses darken corners.

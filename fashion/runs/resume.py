@@ -46,7 +46,7 @@ def to_resume(config: DictConfig, overrides: Sequence[str]) -> tuple[Run, DictCo
         if key == "resume":
             continue
         given, kept = (OmegaConf.select(each, key, default=ABSENT) for each in (config, merged))
-        longer = key == EPOCHS and given > kept
+        longer = key == EPOCHS and isinstance(given, int) and given > (kept or 0)
         if key in METADATA_KEYS or longer:
             OmegaConf.update(merged, key, given)
         elif given is ABSENT or given != kept:

@@ -22,6 +22,7 @@ from fashion.errors import UserError
 
 LARGEST_TEXT = 2**17  # bytes; what a run writes has a few thousand
 LARGEST_NUMBER = 1e18
+MISSING = (None, "images_per_second")  # of a run without a whole epoch
 DEEPEST = 50  # levels; what a run writes has five
 # One capitalized name after a fixed module: no path can lead on through its attributes. None of
 # these classes writes a file or loads one.
@@ -142,9 +143,11 @@ def read_metrics(path: Path) -> dict[str, Any]:
     found = _Metrics(path, metrics)
     for key, value in metrics.items():
         counted = key in ("best_epoch", "epochs", "parameters", "seconds", "images_per_second")
-        if (counted or "/" in key) and value is not None and not _is_number(value):
+        if counted and not (_is_number(value) and value >= 0) and (value, key) != MISSING:
             raise found.error(key)
-    if metrics.get("val/temperature") == 0:
+        if "/" in key and not _is_number(value):
+            raise found.error(key)
+    if metrics.get("val/temperature", 1) <= 0:
         raise found.error("val/temperature")
     return found
 

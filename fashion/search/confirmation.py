@@ -125,12 +125,15 @@ def conclude(search: Search) -> None:
     trials = search.trials()
     chosen = candidates(search)
     found = confirmation(search, chosen)
-    summary = list(_summary(search, trials, found))
+    sentences = list(_summary(search, trials, found))
+    winner: list[str] = []
     if found:
-        summary.append(f"Train it with:\n  {_write_experiment(search, found)}")
+        sentences += _conclusion(found)
+        winner = [f"{key}={value}" for key, value in _values(search, found.winner)]
+        winner += ["", _write_experiment(search, found)]
     content = {
         "command": search.command,
-        "summary": summary,
+        "summary": sentences,
         "seconds": trials.seconds,
         "trials": [record(trial) for trial in trials],
         "confirmation": {
@@ -147,10 +150,13 @@ def conclude(search: Search) -> None:
     }
     with atomic_write(search.folder / "search.json") as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
-    path = page.write(search, summary, found and found.table)
+    path = page.write(search, sentences, found and found.table, winner)
     if trials.failed and not trials.completed and not trials.pruned:
         raise UserError(_nothing_succeeded(search, trials))
-    print("\n".join(["", *summary, f"Page {path.resolve().as_uri()}"]))
+    if found:
+        print(f"\nOn fresh seeds:\n\n{render_markdown(found.table)}")
+    print("\n".join([*sentences, *(f"  {line}" for line in winner)]))
+    print(f"Page {path.resolve().as_uri()}")
 
 
 def _nothing_succeeded(search: Search, trials: Trials) -> str:
@@ -199,12 +205,6 @@ def _summary(search: Search, trials: Trials, found: Confirmation | None) -> Iter
             yield f"Not trained: {name}: {text}"
     if found is None:
         yield "There is no confirmation: nothing was trained on fresh seeds."
-        return
-    yield "\nOn fresh seeds, which the search has not used:\n"
-    yield f"{render_markdown(found.table)}"
-    yield from _conclusion(found)
-    for key in search.config.search:
-        yield f"  {key}={_override(OmegaConf.select(found.winner.config, key))}"
 
 
 def _conclusion(found: Confirmation) -> Iterator[str]:
@@ -226,6 +226,12 @@ def _conclusion(found: Confirmation) -> Iterator[str]:
             f"points (95 % {gap.low:+.2f} to {gap.high:+.2f}, p {p if '<' in p else f'= {p}'}, "
             "Holm)."
         )
+
+
+def _values(search: Search, winner: Candidate) -> Iterator[tuple[str, str]]:
+    """Yield the keys of the space and the winner's values, as the command line takes them."""
+    for key in search.config.search:
+        yield key, _override(OmegaConf.select(winner.config, key))
 
 
 def _trained_by(search: Search, found: Confirmation) -> dict[str, Any]:
@@ -267,29 +273,27 @@ def _write_experiment(search: Search, found: Confirmation) -> str:
     """Write the search's own overrides and the winner's values; return how to train that."""
     path = experiment_file(search)
     config = found.winner.config
-    defaults: list[Any] = []
-    keys, beside = [], []
+    choices = HydraConfig.get().runtime.choices
+    groups, keys, beside = {}, [], []
     for override in OverridesParser.create().parse_overrides(
         list(HydraConfig.get().overrides.task)
     ):
         key = override.key_or_group
         if override.is_delete():
             beside.append(str(override.input_line))
-        elif key == "experiment":
-            defaults.insert(0, override.value())
-        elif key in ("search", "seed", *METADATA_KEYS):
+        elif key in ("search", "experiment", "seed", *METADATA_KEYS):
             continue
-        elif key in HydraConfig.get().runtime.choices:
-            defaults.append({f"override /{key}": override.value()})
+        elif key in choices:
+            groups[f"override /{key}"] = choices[key]
         elif OmegaConf.select(search.training, key, default=search) is not search:
             keys.append(_above_lists(search.training, key))
             section = key.removesuffix("._target_")
             if section != key:  # a file cannot drop the arguments of the class that it replaces
                 arguments = plain(OmegaConf.select(config, section)).items()
                 beside += [f"++{section}.{name}={_override(value)}" for name, value in arguments]
-    body = OmegaConf.create({"name": path.stem})
-    if defaults:
-        body = OmegaConf.create({"defaults": defaults, **body})
+    base = [choices["experiment"]] if choices.get("experiment") else []
+    defaults = [*base, *({group: choice} for group, choice in groups.items())]
+    body = OmegaConf.create({"defaults": defaults, "name": path.stem})
     for key in dict.fromkeys([*keys, *search.config.search]):
         OmegaConf.update(body, key, OmegaConf.select(config, key), force_add=True)
     command = _train_command(path, beside)

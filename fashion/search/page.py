@@ -36,19 +36,25 @@ STATES = {
 Chart = tuple[Markup, str]  # and its caption
 
 
-def write(search: "Search", summary: Sequence[str], found: table.Table | None = None) -> Path:
+def write(
+    search: "Search",
+    summary: Sequence[str],
+    found: table.Table | None = None,
+    winner: Sequence[str] = (),
+) -> Path:
     """Write the page into the search's folder; return its path.
 
     Args:
         search: whose trials are shown.
-        summary: plain lines.
+        summary: sentences.
         found: the confirmation's table; None where there is none yet.
+        winner: its values and the command that trains it, as lines.
     """
     from fashion.search.study import trial_run
 
     trials = search.trials()
     working = {t.number for t in trials.running if trial_run(search.folder, t.number).is_locked}
-    text = page(search.name, trials, summary, found, warnings=search.warnings, working=working)
+    text = page(search.name, trials, summary, found, winner=winner, working=working)
     path = search.folder / "search.html"
     with atomic_write(path) as file:
         file.write(text.encode())
@@ -61,7 +67,7 @@ def page(
     summary: Sequence[str],
     found: table.Table | None,
     *,
-    warnings: Sequence[str] = (),
+    winner: Sequence[str] = (),
     working: set[int] = frozenset(),  # type: ignore[assignment]
 ) -> str:
     """Return the page of a search.
@@ -69,9 +75,9 @@ def page(
     Args:
         name: of the search; the page's title.
         trials: all of them.
-        summary: plain lines.
+        summary: sentences.
         found: the confirmation's table.
-        warnings: what a reader must know about the search's configuration.
+        winner: its values and the command that trains it, as lines.
         working: numbers of the unfinished trials that a worker is at; the others are interrupted.
     """
     measured = [trial for trial in trials if trial.value is not None]
@@ -87,8 +93,8 @@ def page(
         name=name,
         headline=_headline(trials, found),
         tiles=_tiles(trials),
-        warnings=warnings,
-        summary="\n".join(summary).strip(),
+        summary=summary,
+        winner="\n".join(winner),
         tables=table.cells(found) if found else [],
         notes=found.notes if found else [],
         running=_curves(running, "running", trials) if running else None,
@@ -213,6 +219,8 @@ def _curves(shown: Sequence[FrozenTrial], which: str, trials: Trials) -> Chart |
     if not curves:
         return (Markup(), " ".join(said)) if which == "running" else None
     figure = figures.search_curves(curves)
+    if which == "running":
+        figure.axes[0].autoscale(axis="y")  # all of them
     low = figure.axes[0].get_ylim()[0]
     if hidden := sum(max(curve.values()) < low for curve, _ in curves):
         said.append(f"{hidden} lie wholly below the axis, which begins at {percent(low)}.")

@@ -418,9 +418,14 @@ def run_trials(
                     ):
                         _run_trial(study, *drawn, objective)
                     continue
-        elif not any(trial_run(folder, each.number).is_locked for each in trials.running):
+        elif not has_workers(folder, trials):
             return
         time.sleep(0.5)
+
+
+def has_workers(folder: Path, trials: Trials) -> bool:
+    """Whether a process is at work on one of the unfinished trials."""
+    return any(trial_run(folder, trial.number).is_locked for trial in trials.running)
 
 
 @contextlib.contextmanager

@@ -181,7 +181,7 @@ class _Display:
     def update(self) -> int:
         """Show what is new; return how many trials and confirming runs are finished."""
         from fashion.report.metrics import percent
-        from fashion.search.study import trial_run
+        from fashion.search.study import has_workers
         from fashion.search.trials import outcome
 
         search, trials = self.search, self.search.trials()
@@ -189,8 +189,7 @@ class _Display:
             self._print_once(trial.number, f"trial {trial.number:>4}  {outcome(trial)}")
         done = len(trials.finished)
         reason = trials.stop_reason(search.limits, search.deadline)
-        working = any(trial_run(search.folder, each.number).is_locked for each in trials.running)
-        if self.confirming is None and reason and not working:
+        if self.confirming is None and reason and not has_workers(search.folder, trials):
             self.console.print(f"The search is over: {reason}.")
             self.confirming = self._begin_confirmation()
         if self.confirming is None:
@@ -232,7 +231,8 @@ class _Display:
             from fashion.search.page import write
 
             began = time.monotonic()
-            write(self.search, [f"Running: {status}."])
+            lines = [f"Warning: {warning}" for warning in self.search.warnings]
+            write(self.search, [f"The search is running: {status}.", *lines])
             took = time.monotonic() - began
             self.next_page = time.monotonic() + max(PAGE_SECONDS, 20 * took)
 

@@ -146,18 +146,21 @@ class History(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         # Without the times: all else of a resumed run's checkpoint is that of one left alone.
-        return {"rows": [{**row, "seconds": math.nan} for row in self.rows]}
+        return {"rows": [{**row, "seconds": 0.0} for row in self.rows]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = state_dict["rows"]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        seconds: dict[str, float] = {}
         # Where somebody has changed the file, the times of the earlier epochs are missing.
-        with contextlib.suppress(OSError, KeyError, ValueError, csv.Error):
-            with self.path.open(newline="") as file:
-                seconds = {row["epoch"]: float(row["seconds"]) for row in csv.DictReader(file)}
-            for row in self.rows:
-                row["seconds"] = seconds.get(f"{row['epoch']:g}", math.nan)
+        with (
+            contextlib.suppress(OSError, KeyError, ValueError, csv.Error),
+            self.path.open(newline="") as file,
+        ):
+            seconds = {row["epoch"]: float(row["seconds"]) for row in csv.DictReader(file)}
+        for row in self.rows:
+            row["seconds"] = seconds.get(f"{row['epoch']:g}", math.nan)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self._rate = float(trainer.optimizers[0].param_groups[0]["lr"])

@@ -121,7 +121,8 @@ class LastCheckpoint(Checkpoint):
 def progress(last: LastCheckpoint, best: BestCheckpoint | None) -> str:
     """Return how far a training came, as a sentence for the person who interrupted it."""
     count = f"{last.epochs} whole epoch{'s' * (last.epochs != 1)}"
-    text = f"There are {count} in {last.path.parent.parent}"
+    verb = "is" if last.epochs == 1 else "are"
+    text = f"There {verb} {count} in {last.path.parent.parent}"
     if best is None or best.score is None:
         return f"{text}."
     percent = str(best.monitor).endswith("/acc")

@@ -156,7 +156,8 @@ class Classifier(pl.LightningModule):
             UserError: the loss function did not return a scalar.
         """
         logits = self.shared_step(batch, "train")
-        loss: Tensor = self.criterion(logits, batch[1])
+        # Of several processes one may have no image of the last batch, whose mean is not a number.
+        loss: Tensor = self.criterion(logits, batch[1]) if len(logits) else logits.sum()
         if not isinstance(loss, Tensor) or loss.ndim:
             shape = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else loss
             raise UserError(
@@ -194,6 +195,9 @@ class Classifier(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._outputs["train"].clear()  # of an epoch that was interrupted
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        for logger in self.loggers:
+            logger.log_metrics({"lr": rate}, self.global_step + 1)
 
     def on_train_epoch_end(self) -> None:
         if not all(weight.isfinite().all() for weight in self.parameters()):
@@ -281,7 +285,7 @@ class Classifier(pl.LightningModule):
         )
 
     def predict_proba(
-        self, images: Tensor | np.ndarray, *, value_range: tuple[float, float] | None = None
+        self, images: Tensor | np.ndarray, *, value_range: tuple[int, int] | None = None
     ) -> Float[Tensor, "n classes"]:
         """Return class probabilities of raw images, in their order: the softmax of the logits.
 
@@ -426,9 +430,10 @@ def load_weights(
     Raises:
         UserError: they are of another network.
     """
-    weights = {key: v for key, v in content["state_dict"].items() if key.startswith("network.")}
     own = {key for key in classifier.state_dict() if key.startswith("network.")}
     try:
+        given = content["state_dict"].items()
+        weights = {key: value for key, value in given if key.startswith("network.")}
         if own != set(weights):
             other = sorted(own ^ set(weights))
             raise RuntimeError(f"another network's: {', '.join(other[:3])}")  # noqa: TRY301
@@ -454,7 +459,7 @@ def predict_probabilities(
         ]
     )
     if not probabilities.isfinite().all():
-        raise UserError("The network's predictions are no numbers: its weights are too large.")
+        raise UserError("The network's predictions are not numbers: its weights are too large.")
     return probabilities
 
 

@@ -22,11 +22,11 @@ FLAGS: dict[str, tuple[Any, ...]] = {
     "devices": (1,),
     "detect_anomaly": (False, None),
     "fast_dev_run": (False, 0),
-    "gradient_clip_val": (None, 0),
+    "gradient_clip_val": (None, 0, 0.0),
     "limit_train_batches": (None, 1.0),
     "max_steps": (-1, None),
     "max_time": (None,),
-    "overfit_batches": (0, None),
+    "overfit_batches": (0, 0.0, None),
     "profiler": (None,),
     "val_check_interval": (None, 1.0),
 }
@@ -75,8 +75,10 @@ def why_not(
     if 2 * batch_size > IMAGES_AT_ONCE:
         return ""
     for flag, idle in FLAGS.items():
-        if trainer.get(flag, idle[0]) not in idle:
-            return f"trainer.{flag}={trainer[flag]}"
+        value = trainer.get(flag, idle[0])
+        # Of equal numbers the type counts: 1 is one batch, 1.0 is all of them.
+        if not any(value == each and type(value) is type(each) for each in idle):
+            return f"trainer.{flag}={value}"
     if scheduler is not None:
         return f"scheduler={scheduler['_target_']}"
     if foreign_data:

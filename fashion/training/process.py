@@ -154,15 +154,8 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
                 print(_heading(classifier, optimizer, data, trainer, reason), flush=True)
             if trainer.world_size > 1:
                 restore_default_signals()  # until training starts, processes wait for each other
-            for logger in trainer.loggers:
-                if not isinstance(logger, TensorBoardLogger):  # which gets them with the results
-                    logger.log_hyperparams(plain)
-            try:
+            with _logged(trainer, plain):
                 trainer.fit(classifier, datamodule=data, ckpt_path=before, weights_only=True)
-            finally:
-                for logger in trainer.loggers:
-                    if isinstance(logger, WandbLogger):  # which leaves it open for the next run
-                        logger.experiment.finish()
     except (DivergenceError, Interrupted) as error:
         error.add_note(progress(last, best))
         raise
@@ -188,6 +181,20 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
         **made,
     }
     return Fit(run, classifier.eval(), data, trainer, metrics)
+
+
+@contextmanager
+def _logged(trainer: pl.Trainer, plain: dict[str, Any]) -> Iterator[None]:
+    """Give the loggers the configuration, and close those that would stay open for another run."""
+    for logger in trainer.loggers:
+        if not isinstance(logger, TensorBoardLogger):  # which gets it with the results
+            logger.log_hyperparams(plain)
+    try:
+        yield
+    finally:
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()
 
 
 @contextmanager
@@ -403,9 +410,12 @@ def build_trainer(
     try:
         return build("trainer", given, offered=offered)  # type: ignore[no-any-return]
     except UserError as error:
+        if error.__cause__ is None:  # a parameter, which the message names
+            raise
         shown = {k: flags.get(k) for k in ("accelerator", "devices", "strategy")}
         values = ", ".join(f"{key} = {value}" for key, value in shown.items())
-        raise UserError(f"{error} (trainer: {values})") from error
+        reason = " ".join(str(error.__cause__).split())
+        raise UserError(f"trainer.{values}: {reason}") from error
 
 
 def _environment(flags: Mapping[str, Any]) -> list[Any]:

@@ -5,8 +5,8 @@
 Validation images become photos, `fashion.data.photo` converts them back, and RUN predicts them.
 An undisguised one is a photo as it should be: one product, upright, on a light wall. Every other
 kind breaks one of these conditions; there, a prediction should be correct or carry a remark.
-The threshold of detection is fitted on the validation images that are not drawn here; its design and
-constants were settled on training images (`--split train`).
+The threshold of detection is fitted on validation images that are not drawn here; its constants
+were settled on training images (`--split train`).
 
 Writes results/photos.json and results/photos.md.
 """
@@ -276,7 +276,7 @@ def check(
         "run": str(run.folder),
         "split": split,
         "seed": SEED,
-        "validation images for the threshold": len(val),
+        "threshold_images": len(val),
         "dataset images, correct": int((original == labels[:plain_count]).sum()),
         "kinds": kinds,
         "run_commit": run.metrics["commit"],
@@ -310,8 +310,8 @@ def table(result: dict[str, Any]) -> str:
     return f"""# Photos unlike the dataset
 
 `python scripts/checks/photos.py {result["run"]}`: {source} images as synthetic photos (seed
-{result["seed"]}). The threshold of detection is fitted on {result["validation images for the threshold"]:,}
-validation images that are not among them.
+{result["seed"]}). The threshold of detection is fitted on {result["threshold_images"]:,} validation
+images that are not among them.
 
 {chr(10).join(rows)}
 

@@ -1,8 +1,12 @@
+# Types: NumPy's functions without types.
+# mypy: disable-error-code="no-any-return"
+
 import io
 import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +15,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageChops, ImageDraw, ImageOps
 
-from fashion.data.photo import EDGE, is_faint, prepare, read
+from fashion.data import photo
+from fashion.data.photo import EDGE, is_faint, read
 from fashion.errors import UserError
 
 MODES = (
     *("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "PA"),
     *("RGBX", "RGBa", "La", "I;16", "I;16L", "I;16B"),
 )
+
+
+def prepare(picture: Image.Image) -> np.ndarray:
+    return photo.prepare(picture).image
 
 
 def shirt(
@@ -76,7 +85,7 @@ def png_header(width: int, height: int) -> bytes:
 # What is made of a picture
 
 
-def test_the_product_fills_the_height_bright_on_black_and_centred():
+def test_the_product_fills_the_height_bright_on_black_and_centred() -> None:
     image = prepare(shirt())
     assert image.shape == (28, 28)
     assert image.dtype == np.uint8
@@ -90,12 +99,12 @@ def test_the_product_fills_the_height_bright_on_black_and_centred():
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "CMYK"])
-def test_a_picture_in_the_dataset_s_style_is_passed_byte_for_byte(mode):
+def test_a_picture_in_the_dataset_s_style_is_passed_byte_for_byte(mode: Any) -> None:
     picture = dataset_style()
     assert np.array_equal(prepare(picture.convert(mode)), np.asarray(picture))
 
 
-def test_a_deep_picture_in_the_dataset_s_style_is_passed_byte_for_byte():
+def test_a_deep_picture_in_the_dataset_s_style_is_passed_byte_for_byte() -> None:
     image = np.asarray(dataset_style())
     assert np.array_equal(prepare(Image.fromarray(image.astype(np.uint16) * 257)), image)
     assert np.array_equal(prepare(Image.fromarray(image.astype(np.int32))), _stretched(image))
@@ -106,13 +115,13 @@ def _stretched(image: np.ndarray) -> np.ndarray:
     return (image * (255 / image.max())).round().astype(np.uint8)
 
 
-def test_a_negated_28_x_28_picture_is_not_passed_as_it_is():
+def test_a_negated_28_x_28_picture_is_not_passed_as_it_is() -> None:
     picture = dataset_style()
     assert difference(prepare(ImageOps.invert(picture)), np.asarray(picture)) < 40
     assert prepare(ImageOps.invert(picture))[:, :4].max() == 0
 
 
-def test_light_on_dark_is_the_same_as_dark_on_light():
+def test_light_on_dark_is_the_same_as_dark_on_light() -> None:
     picture = shirt()
     negative = prepare(ImageOps.invert(picture))
     assert np.abs(negative.astype(int) - prepare(picture)).max() <= 1
@@ -127,12 +136,12 @@ def test_light_on_dark_is_the_same_as_dark_on_light():
         ((200, 30, 40), (230, 235, 225)),
     ],
 )
-def test_coloured_walls(colour, wall):
+def test_coloured_walls(colour: Any, wall: Any) -> None:
     assert same_shape(prepare(shirt(colour=colour, wall=wall)), prepare(shirt()))
 
 
 @pytest.mark.parametrize("light", ["slope", "vignette", "grain"])
-def test_uneven_light(light):
+def test_uneven_light(light: Any) -> None:
     rows, columns = np.mgrid[-1:1:400j, -1:1:300j]
     factor = {
         "slope": 0.9 + 0.1 * columns,
@@ -143,20 +152,20 @@ def test_uneven_light(light):
     assert difference(prepare(Image.fromarray(lit)), prepare(shirt())) < 6
 
 
-def test_dust_is_not_the_product():
+def test_dust_is_not_the_product() -> None:
     picture = shirt()
     ImageDraw.Draw(picture).rectangle((8, 380, 11, 383), "black")
     assert np.array_equal(prepare(picture), prepare(shirt()))
 
 
-def test_a_product_that_touches_three_sides():
+def test_a_product_that_touches_three_sides() -> None:
     tight = shirt().crop((95, 20, 281, 262))
     assert same_shape(prepare(tight), prepare(shirt()))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
-def test_exif_orientation(tmp_path, orientation, form):
+def test_exif_orientation(tmp_path: Any, orientation: Any, form: Any) -> None:
     turned = {
         1: [],
         2: [Image.Transpose.FLIP_LEFT_RIGHT],
@@ -177,7 +186,7 @@ def test_exif_orientation(tmp_path, orientation, form):
     assert difference(prepare(read(path)), prepare(shirt())) < (6 if form == "JPEG" else 0.1)
 
 
-def test_what_is_transparent_is_wall():
+def test_what_is_transparent_is_wall() -> None:
     alpha = ImageChops.invert(shirt().convert("L")).point(lambda level: 255 * (level > 100))
     dark = Image.new("RGB", alpha.size, (30, 40, 60))
     dark.putalpha(alpha)
@@ -191,12 +200,12 @@ def test_what_is_transparent_is_wall():
 
 @pytest.mark.parametrize("colour", [0, 128, 255])
 @pytest.mark.parametrize("size", [(28, 28), (1, 1), (300, 200)])
-def test_one_colour_shows_nothing(size, colour):
+def test_one_colour_shows_nothing(size: Any, colour: Any) -> None:
     with pytest.raises(UserError, match="Nothing stands out"):
         prepare(Image.new("L", size, colour))
 
 
-def test_a_white_product_on_white_is_faint():
+def test_a_white_product_on_white_is_faint() -> None:
     assert is_faint(prepare(shirt(colour=(215, 215, 215), wall=(250, 250, 250))))
     assert not is_faint(prepare(shirt(colour=(150, 150, 150), wall=(250, 250, 250))))
     assert not is_faint(prepare(shirt(colour=(250, 250, 250), wall=(90, 90, 90))))
@@ -204,7 +213,9 @@ def test_a_white_product_on_white_is_faint():
 
 @given(st.sampled_from(MODES), st.integers(1, 70), st.integers(1, 70), st.data())
 @settings(max_examples=150)
-def test_any_picture_gives_28_x_28_or_the_documented_error(mode, width, height, data):
+def test_any_picture_gives_28_x_28_or_the_documented_error(
+    mode: Any, width: Any, height: Any, data: Any
+) -> None:
     picture = Image.new(mode, (width, height))
     count = len(picture.tobytes())
     content = data.draw(st.binary(min_size=min(count, 64), max_size=64))
@@ -221,16 +232,40 @@ def test_any_picture_gives_28_x_28_or_the_documented_error(mode, width, height, 
 
 @given(arrays.arrays(np.uint8, (28, 28)))
 @settings(max_examples=50)
-def test_any_picture_with_a_black_frame_is_passed(image):
+def test_any_picture_with_a_black_frame_is_passed(image: Any) -> None:
     image[[0, -1]] = image[:, [0, -1]] = 0
     image[14, 14] = 200
     assert np.array_equal(prepare(Image.fromarray(image)), image)
 
 
-def test_a_product_as_dark_as_its_wall_is_found_by_its_colour():
-    same_grey = prepare(shirt(colour=(200, 30, 30), wall=(40, 120, 60)))
-    assert same_grey.any()
-    assert is_faint(same_grey)
+def test_a_product_as_dark_as_its_wall_is_found_by_its_color() -> None:
+    """Red on green of equal brightness: not faint, because its color differs."""
+    prepared = photo.prepare(shirt(colour=(200, 30, 30), wall=(40, 120, 60)))
+    assert same_shape(prepared.image, prepare(shirt()))
+    assert not prepared.faint
+
+
+@pytest.mark.parametrize("border", [(8, 8, 8, 8), (0, 60, 0, 60), (60, 0, 60, 0)])
+def test_plain_frames_and_bars_are_cut_off(border: tuple[int, int, int, int]) -> None:
+    framed = ImageOps.expand(shirt(), border, (10, 10, 12))
+    assert same_shape(prepare(framed), prepare(shirt()))
+
+
+def test_several_products_are_noticed_and_the_largest_is_shown() -> None:
+    large, small = shirt((300, 400)), shirt((200, 400))
+    both = Image.new("RGB", (500, 400), (240, 240, 240))
+    both.paste(large, (0, 0))
+    both.paste(small, (300, 0))
+    prepared = photo.prepare(both)
+    assert prepared.several
+    assert same_shape(prepared.image, prepare(shirt()))
+    assert not photo.prepare(shirt()).several
+
+
+def test_12_bits_in_a_16_bit_file() -> None:
+    grey = np.asarray(shirt().convert("L")).astype(np.uint16)
+    prepared = [prepare(Image.fromarray(grey * scale)) for scale in (257, 16)]
+    assert difference(*prepared) < 3
 
 
 # Files
@@ -245,17 +280,17 @@ def test_a_product_as_dark_as_its_wall_is_found_by_its_colour():
         ("GIF", {"save_all": True, "append_images": [Image.new("RGB", (300, 400), "red")]}),
     ],
 )
-def test_every_format_shows_the_same(tmp_path, form, options):
+def test_every_format_shows_the_same(tmp_path: Any, form: Any, options: Any) -> None:
     path = write(tmp_path, encode(shirt(), form, **options))
     assert difference(prepare(read(path)), prepare(shirt())) < 6
 
 
-def test_cmyk_jpeg(tmp_path):
+def test_cmyk_jpeg(tmp_path: Any) -> None:
     path = write(tmp_path, encode(shirt().convert("CMYK"), "JPEG", quality=95))
     assert difference(prepare(read(path)), prepare(shirt())) < 6
 
 
-def test_a_large_picture_is_read_small(tmp_path):
+def test_a_large_picture_is_read_small(tmp_path: Any) -> None:
     for form in ("PNG", "JPEG"):
         picture = read(write(tmp_path, encode(shirt((3000, 2000)), form)))
         assert picture.mode == "RGB"
@@ -264,20 +299,20 @@ def test_a_large_picture_is_read_small(tmp_path):
 
 BAD_FILES = {
     "empty": (b"", "is empty"),
-    "text": (b"hello\n", "is not a picture"),
-    "not UTF-8": (b"\xff\xfe\x00\xff" * 9, "is not a picture"),
-    "another format": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not a picture"),
-    "TIFF": (encode(shirt(), "TIFF"), "is not a picture"),
+    "text": (b"hello\n", "is not an image"),
+    "not UTF-8": (b"\xff\xfe\x00\xff" * 9, "is not an image"),
+    "another format": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image"),
+    "TIFF": (encode(shirt(), "TIFF"), "is not an image"),
     "bomb": (png_header(50_000, 50_000), "more than 89,478,485 pixels"),
     "small bomb": (png_header(10_000, 10_000), "more than 89,478,485 pixels"),
     "largest size": (png_header(2**31 - 1, 2**31 - 1), "more than 89,478,485 pixels"),
-    "no size": (png_header(0, 0), "is not a picture|cannot be read"),
+    "no size": (png_header(0, 0), "is not an image|cannot be read"),
     "no pixels": (png_header(100, 100), "cut or damaged"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD_FILES)
-def test_a_bad_file_is_named(tmp_path, kind):
+def test_a_bad_file_is_named(tmp_path: Any, kind: Any) -> None:
     content, message = BAD_FILES[kind]
     path = write(tmp_path, content)
     with pytest.raises(UserError, match=message) as error:
@@ -287,16 +322,16 @@ def test_a_bad_file_is_named(tmp_path, kind):
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF"])
-def test_a_cut_file_is_named(tmp_path, form, share):
+def test_a_cut_file_is_named(tmp_path: Any, form: Any, share: Any) -> None:
     grain = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
     content = encode(Image.fromarray(grain), form)
     path = write(tmp_path, content[: int(share * len(content))])
-    with pytest.raises(UserError, match=r"cut or damaged|not a picture") as error:
+    with pytest.raises(UserError, match=r"cut or damaged|not an image") as error:
         read(path)
     assert str(path) in str(error.value)
 
 
-def test_what_is_no_file_is_named(tmp_path):
+def test_what_is_no_file_is_named(tmp_path: Any) -> None:
     with pytest.raises(UserError, match=r"nowhere\.png is missing"):
         read(tmp_path / "nowhere.png")
     with pytest.raises(UserError, match="is not a file"):
@@ -309,7 +344,7 @@ def test_what_is_no_file_is_named(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_is_named(tmp_path):
+def test_a_file_without_permission_is_named(tmp_path: Any) -> None:
     path = write(tmp_path, encode(shirt(), "PNG"))
     path.chmod(0)
     with pytest.raises(UserError, match="cannot be read: Permission denied"):
@@ -324,7 +359,9 @@ SMALL = [encode(shirt((30, 40)), form) for form in ("PNG", "JPEG", "WEBP", "GIF"
     st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=8),
 )
 @settings(max_examples=150)
-def test_a_damaged_file_is_a_picture_or_the_documented_error(tmp_path_factory, content, damage):
+def test_a_damaged_file_is_a_picture_or_the_documented_error(
+    tmp_path_factory: Any, content: Any, damage: Any
+) -> None:
     damaged = bytearray(content)
     for position, value in damage:
         damaged[position % len(damaged)] = value

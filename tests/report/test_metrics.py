@@ -1,5 +1,8 @@
 """Metrics against hand-computed values, and simulations whose truth is known."""
 
+# Types: NumPy's and hypothesis's functions without types.
+# mypy: disable-error-code="no-any-return, no-untyped-call"
+
 import numpy as np
 import pytest
 from hypothesis import given, settings

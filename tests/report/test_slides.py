@@ -37,6 +37,6 @@ def test_slides(tmp_path: Path) -> None:
         with Image.open(path) as image:
             assert image.size == (1920, 1080)
             corner = image.convert("L").getpixel((2, 1077))
-        assert (corner == 255) == ("light" in path.name)  # type: ignore[comparison-overlap]
+        assert (corner == 255) == ("light" in path.name)
     with pytest.raises(UserError, match=r"accuracy-light\.png exists; --force overwrites it"):
         write_slides(run, evaluation, tmp_path / "slides", force=False)

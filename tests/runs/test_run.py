@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from fashion.errors import UserError
+from fashion.report.evaluation import common_predictions
 from fashion.runs.files import SCRATCH, atomic_write
 from fashion.runs.provenance import PACKAGES, provenance
-from fashion.runs.run import BusyError, Predictions, Run, common_predictions
+from fashion.runs.run import BusyError, Predictions, Run
 
 HYDRA: Any = OmegaConf.create({"overrides": {"task": ["seed=0"]}})
 
@@ -175,7 +176,7 @@ def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
         other.kill()  # however it ends
     assert not run.is_locked
     with run.start(config(), HYDRA):
-        assert run.is_locked  # by this process
+        assert Run(tmp_path).is_locked  # by this process
     assert not run.is_locked
 
 
@@ -367,11 +368,13 @@ def test_predictions_of_different_images_are_not_compared(tmp_path: Path) -> Non
         with run.start(config()):
             run.write_predictions("val", Predictions(labels.copy(), ROWS))
     assert list(common_predictions(runs[:1], "val")) == runs[:1]
-    with pytest.raises(UserError, match=rf"other images than {runs[0].folder}"):
+    with pytest.raises(UserError, match=r"labels of these runs' predictions differ"):
         common_predictions(runs, "val")
     with Run(tmp_path / "c").start(config(data__split_seed=1)):
         pass
-    with pytest.raises(UserError, match=r"different images:\n.*\n.*c  data.split_seed=1"):
+    with pytest.raises(
+        UserError, match=r"different validation images:\n.*\n.*c  data.split_seed=1"
+    ):
         common_predictions([runs[0], Run(tmp_path / "c")], "val")
 
 

@@ -54,7 +54,7 @@ def page() -> str:
         Trials(trials),
         [EVIL],
         table,
-        warnings=[EVIL],
+        winner=[EVIL],
         working={least + 1, least + 2},
     )
 

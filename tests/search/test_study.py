@@ -1,5 +1,8 @@
 """The study on quick objectives: drawn, pruned, resumed, and run by processes that are killed."""
 
+# Types: Optuna's private storage.
+# mypy: disable-error-code="attr-defined"
+
 import importlib.util
 import os
 import signal
@@ -25,7 +28,7 @@ from fashion.runs.run import Run
 from fashion.search.study import Sampler, TimeBudgetExceeded, open_study, run_trials, trial_run
 from fashion.search.trials import ATTEMPTS, MOST_KILLS, Limits, Trials, failure
 
-SCRIPTS = CONF.parent / "scripts"
+SCRIPTS = CONF.parent / "scripts" / "checks"
 EPOCHS = 8
 Objective = Callable[[Trial, Run], float]
 
@@ -282,7 +285,8 @@ def test_several_processes_reach_the_total_together_and_resume_what_was_killed(
             process.kill()
             process.wait()
     trials = Trials.of(seen)
-    seen._storage._backend.engine.dispose()  # noqa: SLF001 - or its connections warn when collected
+    backend: Any = seen._storage  # noqa: SLF001
+    backend._backend.engine.dispose()  # noqa: SLF001 - or its connections warn when collected
     assert len(trials) == total
     assert len(trials.completed) + len(trials.pruned) == total
     # The first, as the configuration stands, was the one that was killed.

@@ -119,7 +119,7 @@ def test_history_and_weights_of_a_resumed_run_are_those_of_one_left_alone(
     folder = tmp_path / "resumed"
     with pytest.raises(Interrupted) as interrupted:
         fitted(folder, tiny_data, *overrides, callbacks=[StopIn(2)])
-    assert "There are 1 whole epoch in" in interrupted.value.__notes__[0]
+    assert "There is 1 whole epoch in" in interrupted.value.__notes__[0]
 
     save = LastCheckpoint.on_train_epoch_end
 

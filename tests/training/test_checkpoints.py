@@ -47,7 +47,7 @@ def test_the_state_of_best_holds_no_path(tmp_path: Path) -> None:
     ("epochs", "monitor", "score", "text"),
     [
         (0, "val/acc", None, "There are 0 whole epochs in RUN."),
-        (1, "val/acc", 0.9123, "There are 1 whole epoch in RUN; the best val/acc, 91.23 %, is of"),
+        (1, "val/acc", 0.9123, "There is 1 whole epoch in RUN; the best val/acc, 91.23 %, is of"),
         (5, "val/loss", 0.12345, "There are 5 whole epochs in RUN; the best val/loss, 0.1235, is"),
     ],
 )

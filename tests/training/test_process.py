@@ -240,7 +240,7 @@ def test_any_flag_of_the_trainer(tmp_path: Path) -> None:
 def test_an_accelerator_that_is_not_there(tmp_path: Path) -> None:
     with Run(tmp_path).start(composed()):
         flags = section("trainer", "trainer.accelerator=cuda")
-        with pytest.raises(UserError, match=r"trainer: .*accelerator = cuda, devices = 1"):
+        with pytest.raises(UserError, match=r"trainer\.accelerator = cuda, devices = 1"):
             build_trainer(flags, Run(tmp_path), [], [])
 
 

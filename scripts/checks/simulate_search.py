@@ -1,7 +1,7 @@
 """Measure what Optuna, the storage and the locks cost a search, without any training.
 
-python scripts/simulate_search.py cost        seconds per trial at 10, 100 and 1,000 trials
-python scripts/simulate_search.py workers     64 workers whose trials sleep; a third is killed
+python scripts/checks/simulate_search.py cost        seconds per trial at 10, 100 and 1,000 trials
+python scripts/checks/simulate_search.py workers     64 sleeping workers; a third is killed
 
 A trial draws from conf/search/deck.yaml, reports 15 epochs after which it may be pruned, and takes
 no time (cost) or sleeps eight seconds per epoch (workers), as if it trained elsewhere. All workers

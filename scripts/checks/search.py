@@ -1,6 +1,6 @@
 """Kill a search at random moments, start it again, and check that nothing was lost.
 
-python scripts/check_search.py [--kills 20] [--trials 40] [--minutes 25]
+python scripts/checks/search.py [--kills 20] [--trials 40] [--minutes 25]
 
 Two workers train the dense network for three short epochs per trial, on the real data. Three kinds
 of kill (-9) take turns: one of the workers, the command itself, and all of them at once; each comes

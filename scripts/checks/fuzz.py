@@ -1,8 +1,8 @@
-"""Fuzzes what reads a stranger's files, guided by coverage; whatever is no UserError is a finding.
+"""Fuzz the readers of received files, guided by coverage; anything but a UserError is a finding.
 
-python scripts/fuzz.py idx -max_total_time=300      the reader of the dataset's files
-python scripts/fuzz.py photo -max_total_time=300    a person's photos, to the dataset's format
-python scripts/fuzz.py run -max_total_time=300      a run's configuration, numbers and answers
+python scripts/checks/fuzz.py idx -max_total_time=300    the reader of the dataset's files
+python scripts/checks/fuzz.py photo -max_total_time=300  a person's photos
+python scripts/checks/fuzz.py run -max_total_time=300    a run's files
 
 What follows the first word is libFuzzer's. A finding is written into the working directory, and
 becomes a test. atheris is no dependency of this project: uv pip install atheris
@@ -49,7 +49,7 @@ def read_photo(content: bytes) -> None:
     path = SCRATCH / "photo"
     path.write_bytes(content)
     try:
-        image = photo.prepare(photo.read(path))
+        image = photo.prepare(photo.read(path)).image
     except UserError:
         return
     if image.shape != (photo.SIDE, photo.SIDE) or image.dtype != np.uint8:
@@ -57,7 +57,7 @@ def read_photo(content: bytes) -> None:
 
 
 def read_run(content: bytes) -> None:
-    """The first byte says which of its files holds the rest."""
+    """Read one of a run's files; the first byte says which one the rest is."""
     name = (".hydra/config.yaml", "metrics.json", "val.npz")[content[0] % 3 if content else 0]
     path = SCRATCH / "run" / name
     path.parent.mkdir(parents=True, exist_ok=True)

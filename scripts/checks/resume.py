@@ -1,11 +1,11 @@
-"""Kills a small real training at random moments, resumes it, and compares with one left alone.
+"""Kill a small real training at random moments, resume it, and compare it with one left alone.
 
-python scripts/check_resume.py [--kills 20]
+python scripts/checks/resume.py [--kills 20]
 
-The deck's model trains few steps an epoch, so that a good part of the time goes into writing its
+The deck's model trains few steps per epoch, so that a good part of the time goes into writing its
 checkpoints of 66 MB. Each trial kills (-9) one run at a moment drawn from the whole time that the
 undisturbed run takes, imports and report included, then resumes it with `resume=RUN` to its end.
-Prints a line a trial and writes results/resume.json. About half a minute a trial.
+Prints a line per trial and writes results/resume.json. About half a minute per trial.
 """
 
 import argparse
@@ -24,14 +24,16 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fashion.runs.run import Run, provenance
+from fashion.runs.files import SCRATCH
+from fashion.runs.provenance import provenance
+from fashion.runs.run import Run
 
 TRAINING = (
     "model=best",
     "trainer.max_epochs=10",
     "trainer.limit_train_batches=30",
     "trainer.limit_val_batches=4",
-    "trainer.progress_bar=false",
+    "trainer.enable_progress_bar=false",
     "trainer.accelerator=cpu",
     "optimizer.schedule=cosine",
 )
@@ -54,17 +56,19 @@ def finish(process: subprocess.Popen[str]) -> None:
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """All that must be equal: checkpoints, numbers and answers; every file is read whole."""
+    """Return all that must be equal: checkpoints, metrics, history and predictions."""
     run = Run(folder)
     found: dict[str, Any] = {
         "metrics": {key: value for key, value in run.metrics.items() if key not in TIMED},
         "probabilities": torch.tensor(run.predictions("val").probabilities),
+        "history": {key: values for key, values in run.history.items() if key != "seconds"},
     }
     for path in (run.best_checkpoint, run.last_checkpoint):
         checkpoint = torch.load(path, weights_only=True)
-        stopwatch = checkpoint["callbacks"]["Timing"]
         for key in ("seconds", "training_seconds"):
-            del stopwatch[key]
+            del checkpoint["callbacks"]["Timing"][key]
+        # Lightning sets it when it resumes, also where the loop is not in use.
+        del checkpoint["loops"]["fit_loop"]["epoch_loop.manual_optimization.optim_step_progress"]
         found[path.name] = checkpoint
     return found
 
@@ -77,8 +81,8 @@ def same(first: Any, second: Any) -> bool:
     return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
 
 
-def faults(folder: Path, whole: Path) -> list[str]:
-    """In what the resumed run differs from the one that was left alone."""
+def differences(folder: Path, whole: Path) -> list[str]:
+    """Return in what the resumed run differs from the one that was left alone."""
     found = []
     ours, theirs = content(folder), content(whole)
     for key, value in theirs.items():
@@ -92,18 +96,18 @@ def faults(folder: Path, whole: Path) -> list[str]:
         steps = [event.step for event in logs[0].Scalars(tag)]
         if steps != [event.step for event in logs[1].Scalars(tag)]:
             found.append(f"{tag}: a point is missing or doubled")
-    if left := [path.name for path in folder.rglob("*.tmp")]:
+    if left := [path.name for path in folder.rglob(f"*{SCRATCH}")]:
         found.append(f"left behind: {', '.join(left)}")
     return found
 
 
 def moment(folder: Path) -> str:
-    """Where in the run the kill hit, by what it left."""
+    """Return where in the run the kill hit, by what it left."""
     run = Run(folder)
-    if list(run.checkpoints.glob(".*.tmp")):
+    if list(run.checkpoints.glob(f".*{SCRATCH}")):
         return "writing a checkpoint"
     if run.finished:
-        return "after the numbers were written"
+        return "after the metrics were written"
     if not run.last_checkpoint.exists():
         return "before the first checkpoint"
     epochs = torch.load(run.last_checkpoint, weights_only=True)["epoch"] + 1
@@ -138,10 +142,10 @@ def main() -> None:
                 continue  # still importing: there is no run to resume
             where = moment(folder)
             finish(start(f"resume={folder}"))
-            found = faults(folder, whole)
-            trials.append({"after_seconds": after, "hit": where, "faults": found})
+            found = differences(folder, whole)
+            trials.append({"after_seconds": after, "hit": where, "differences": found})
             print(f"{len(trials):3}  {after:5.1f} s  {where:32} {'; '.join(found) or 'equal'}")
-    equal = sum(not trial["faults"] for trial in trials)
+    equal = sum(not trial["differences"] for trial in trials)
     print(f"\n{equal} of {len(trials)} equal to the run left alone ({duration:.1f} s)")
     for where, count in Counter(trial["hit"] for trial in trials).most_common():
         print(f"  {count:3} killed {where}")
