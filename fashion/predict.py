@@ -123,7 +123,7 @@ def predict(
 
 
 def make_detector(run: Run, classifier: "Classifier", root: Path | None) -> "Detector | None":
-    """Fit on the run's validation images; say on standard error where that is not possible."""
+    """Fit on the run's data; say on standard error where that is not possible."""
     from fashion.report.evaluation import open_data
     from fashion.report.ood import Detector
 
@@ -138,7 +138,7 @@ def make_detector(run: Run, classifier: "Classifier", root: Path | None) -> "Det
         data: Any = open_data(run, root)
         data.setup("validate")
         with np.errstate(all="ignore"):
-            return Detector(classifier, data.val.images, data.val.labels)
+            return Detector(classifier, data.train, data.val)
     except ValueError:  # of weights that are not numbers, which predicting the photos refuses
         return None
     except (UserError, AttributeError) as error:  # data of one's own need not have `val.images`

@@ -31,6 +31,7 @@ LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in Pillow's mode L
 BLACK_BORDER = 1 / 3
 # 99 % of the training images are brighter on average over what is not background.
 FAINT = 51
+PALE = 40  # as above, of 99.7 %
 DARK = 64  # an image without a lighter pixel is stretched
 # The constants below were settled on training images made into photos (scripts/checks/photos.py).
 FRAMES = 3  # at most, one within the other
@@ -42,7 +43,7 @@ ANOTHER = 0.1  # area of a second product, relative to the largest
 # Search for a shadow: pixels of the longest edge; levels of its darkness and their tolerance, 0..1;
 # distances of it, in pixels; smallest areas of it and of what casts it, relative to both; overlap.
 SHADOW_SIDE, SHADOW_LEVELS, SHADOW_TOLERANCE = 48, np.arange(0.3, 0.76, 0.04), 0.04
-SHADOW_DISTANCES, SHADOW_AREA, CASTING_AREA, SHADOW_OVERLAP = (2, 12), 0.05, 0.2, 0.5
+SHADOW_DISTANCES, SHADOW_AREA, CASTING_AREA, SHADOW_OVERLAP = (2, 12), 0.05, 0.2, 0.55
 
 
 class Prepared(NamedTuple):
@@ -205,7 +206,7 @@ def is_faint(image: UInt8[np.ndarray, "28 28"]) -> bool:
     The dataset leaves out white products, so that no network trained on it has seen one.
     """
     product = image > CLOSE
-    return bool(image[product].sum() <= FAINT * product.sum())
+    return bool(image[product].sum() <= PALE * product.sum())
 
 
 def _stretched(pixels: Float[np.ndarray, "height width 3"]) -> Float[np.ndarray, "height width 3"]:

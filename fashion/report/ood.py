@@ -7,10 +7,10 @@ unusual   of the penultimate features; the Mahalanobis distance of Lee et al. (2
           with a covariance per class
 turned    of the pixels: how much likelier the image would be upside down or on its side
 
-Densities are fitted on one half of the validation images. On the other half each score becomes a
-tail: the fraction of images that score higher. An image is unlike them if the lower of its two
-tails is below the threshold that marks `FALSE_ALARMS` of that half, faint images included.
-Nothing is stored: a fit takes about a second.
+Densities are fitted on training images. On the validation images each score becomes a tail: the
+fraction of them that score higher. An image is unlike them if the lower of its two tails is below
+the threshold that marks `FALSE_ALARMS` of the validation images, faint ones included.
+Nothing is stored: a fit takes a few seconds.
 """
 
 from typing import Literal
@@ -22,13 +22,15 @@ from scipy.linalg import eigh, solve_triangular
 from scipy.special import logsumexp
 from torch import Tensor
 
+from fashion.data.datamodule import ImageSet
 from fashion.data.photo import is_faint
 from fashion.errors import UserError
 from fashion.training.classifier import Classifier, penultimate_features
 
 FALSE_ALARMS = 0.02  # fraction of validation images
-FEWEST = 100  # validation images to fit on
-COMPONENTS = 80  # principal components; 64 to 128 differ little on training images
+FEWEST = 100  # validation images, for a threshold
+MOST = 20_000  # training images, for the densities
+COMPONENTS = 120  # principal components
 
 Kind = Literal["unusual", "turned"]
 KINDS: tuple[Kind, ...] = ("unusual", "turned")
@@ -39,33 +41,31 @@ class Detector:
 
     Args:
         classifier: in evaluation mode.
-        images: of the validation split.
-        labels: their classes.
+        train: training images, on which densities are fitted.
+        val: validation images, on which the threshold is fitted.
 
     Raises:
-        UserError: there are too few images.
+        UserError: there are too few validation images.
     """
 
-    def __init__(
-        self, classifier: Classifier, images: UInt8[Tensor, "n 28 28"], labels: Int[Tensor, " n"]
-    ) -> None:
-        if len(images) < FEWEST:
-            raise UserError(f"{len(images)} validation images are too few (at least {FEWEST}).")
+    def __init__(self, classifier: Classifier, train: ImageSet, val: ImageSet) -> None:
+        if len(val) < FEWEST:
+            raise UserError(f"{len(val)} validation images are too few (at least {FEWEST}).")
         self._classifier = classifier
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-        fit, rest = order.tensor_split(2)
-        classes = labels[fit].numpy()
-        features = self._features(images[fit])
-        self._features_density = None if features is None else ClassDensity(features, classes)
-        self._pixels_density = ClassDensity(_pixels(images[fit].numpy()), classes)
-        self._reference = np.sort(self._scores(images[rest].numpy()), axis=1)
-        tails = self._tails(images[rest].numpy()).min(axis=0)
-        tails[[is_faint(image) for image in images[rest].numpy()]] = 0
+        images, labels = train.images[:MOST], train.labels[:MOST].numpy()
+        features = self._features(images)
+        self._features_density = None if features is None else ClassDensity(features, labels)
+        self._pixels_density = ClassDensity(_pixels(images.numpy()), labels)
+        known = val.images.numpy()
+        scores = self._scores(known)
+        self._reference = np.sort(scores, axis=1)
+        tails = self._tails(scores).min(axis=0)
+        tails[[is_faint(image) for image in known]] = 0
         self._threshold = np.quantile(tails, FALSE_ALARMS)
 
     def __call__(self, images: UInt8[np.ndarray, "n 28 28"]) -> list[Kind | None]:
         """Return how each image is unlike the validation images, or None if it is like them."""
-        tails = self._tails(images)
+        tails = self._tails(self._scores(images))
         return [
             KINDS[int(tail.argmin())] if tail.min() < self._threshold else None for tail in tails.T
         ]
@@ -85,12 +85,12 @@ class Detector:
             unusual -= self._features_density(features)
         return np.stack([unusual, np.max(turned, axis=0) - upright])
 
-    def _tails(self, images: UInt8[np.ndarray, "n 28 28"]) -> Float[np.ndarray, "kinds n"]:
-        counted = [
+    def _tails(self, scores: Float[np.ndarray, "kinds n"]) -> Float[np.ndarray, "kinds n"]:
+        lower = [
             np.searchsorted(reference, score) / len(reference)
-            for reference, score in zip(self._reference, self._scores(images), strict=True)
+            for reference, score in zip(self._reference, scores, strict=True)
         ]
-        return 1 - np.stack(counted)
+        return 1 - np.stack(lower)
 
 
 class ClassDensity:

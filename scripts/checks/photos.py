@@ -5,8 +5,8 @@
 Validation images become photos, `fashion.data.photo` converts them back, and RUN predicts them.
 An undisguised one is a photo as it should be: one product, upright, on a light wall. Every other
 kind breaks one of these conditions; there, a prediction should be correct or carry a remark.
-Detection is fitted on the validation images that are not drawn here; its design and constants were
-settled on training images (`--split train`).
+The threshold of detection is fitted on validation images that are not drawn here; its constants
+were settled on training images (`--split train`).
 
 Writes results/photos.json and results/photos.md.
 """
@@ -241,7 +241,7 @@ def check(
     plain_count: int = 1000,
     apply: Callable[..., Iterable[photo.Prepared | None]] = map,
 ) -> dict[str, Any]:
-    """Measure every kind; the detector is fitted on validation images that are not drawn.
+    """Measure every kind; the detector is fitted on images that are not drawn.
 
     Args:
         run: a finished run.
@@ -256,11 +256,12 @@ def check(
     source: ImageSet = getattr(data, split)
     most = max(count, plain_count)
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(SEED))
-    fit = source[order[most:]] if split == "val" else data.val
+    rest = source[order[most:]]
+    train, val = (data.train, rest) if split == "val" else (rest, data.val)
     drawn = source[order[:most]]
     images, labels = drawn.images.numpy(), drawn.labels.numpy()
     classifier = load_classifier(run)
-    model = Model(run, classifier, Detector(classifier, fit.images, fit.labels))
+    model = Model(run, classifier, Detector(classifier, train, val))
     random = np.random.default_rng(SEED)
     others = [int(random.choice(np.flatnonzero(labels != label))) for label in labels]
     draws = [(n, images[n], images[other]) for n, other in enumerate(others)]
@@ -275,7 +276,7 @@ def check(
         "run": str(run.folder),
         "split": split,
         "seed": SEED,
-        "detector fitted on": len(fit),
+        "threshold_images": len(val),
         "dataset images, correct": int((original == labels[:plain_count]).sum()),
         "kinds": kinds,
         "run_commit": run.metrics["commit"],
@@ -309,8 +310,8 @@ def table(result: dict[str, Any]) -> str:
     return f"""# Photos unlike the dataset
 
 `python scripts/checks/photos.py {result["run"]}`: {source} images as synthetic photos (seed
-{result["seed"]}); detection is fitted on {result["detector fitted on"]:,} validation images that
-are not among them.
+{result["seed"]}). The threshold of detection is fitted on {result["threshold_images"]:,} validation
+images that are not among them.
 
 {chr(10).join(rows)}
 
