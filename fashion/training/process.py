@@ -225,7 +225,7 @@ def _classifier(plain: dict[str, Any], data: Any, *, chunked: bool) -> Classifie
     epochs = trainer.get("max_epochs") or -1
     options: dict[str, Any] = {}
     if isinstance(data, FashionMNIST):
-        limit = trainer.get("limit_train_batches")
+        limit = trainer.get("overfit_batches") or trainer.get("limit_train_batches")
         batches = data.steps
         if isinstance(limit, float):
             batches = int(batches * limit)
