@@ -497,7 +497,7 @@ def test_an_answer_at_once(argument: str, tmp_path: Path) -> None:
     )
     assert "SLOW []" in done.stdout, done.stderr
     assert done.returncode == (1 if "=" in argument else 0)
-    assert ("dropout" in done.stdout) == ("=" not in argument)
+    assert ("search" in done.stdout) == ("=" not in argument)
 
 
 # Workers.
