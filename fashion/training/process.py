@@ -309,7 +309,7 @@ def _heading(
     device = trainer.strategy.root_device.type
     threads = torch.get_num_threads()
     where = [
-        f"{threads} thread{'s' * (threads != 1)}" if device == "cpu" else device,
+        f"cpu, {threads} thread{'s' * (threads != 1)}" if device == "cpu" else device,
         str(trainer.precision),
     ]
     if isinstance(data, FashionMNIST):

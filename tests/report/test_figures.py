@@ -64,7 +64,11 @@ def test_confusion_matrix() -> None:
     assert texts(figure)[:3] == ["96", "1,104", "96"]
     assert len(texts(figure)) == 11  # a zero stays blank
     assert [axes.texts[1].get_position(), axes.texts[1].get_color()] == [(1, 0), figures.PAPER]
-    assert draw(figure).shape == (600, 640, 3)
+    assert draw(figure).shape == (450, 480, 3)
+    # TensorBoard's thumbnails are some 330 pixels wide: there the text is to be 7 pixels high.
+    labels = [*axes.texts, *axes.get_xticklabels(), *axes.get_yticklabels()]
+    height = min(text.get_fontsize() for text in labels) / 72 * 330 / figure.get_figwidth()
+    assert height > 7
 
 
 def test_confusion_matrix_of_many_classes_has_smaller_text() -> None:
@@ -162,18 +166,20 @@ def test_reliability_diagram_leaves_empty_bins_out() -> None:
     draw(figure)
 
 
-def test_ladder_marks_the_real_gains() -> None:
-    figure = figures.ladder(
+def test_baselines_mark_significant_differences() -> None:
+    figure = figures.baselines(
         ["cnn", "best", "mlp"],
         [0.916, 0.9, 0.872],
         [(0.914, 0.918), None, (0.868, 0.876)],
-        [("+1.60 points", True), ("+2.80 points\nnot one", False)],
+        [("+1.60", True), ("+2.80", False)],
+        "minus the row below",
     )
     assert texts(figure) == [
-        *("cnn  91.60 %", "best  90.00 %", "mlp  87.20 %"),
-        *("▲ +1.60 points", "· +2.80 points\nnot one"),
+        *("91.60 %", "90.00 %", "87.20 %"),
+        *("▲ +1.60", "· +2.80", "minus the row below"),
     ]
     (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cnn", "best", "mlp"]
     colours = [to_rgba(line.get_markerfacecolor()) for line in axes.lines]
     assert [colour == to_rgba(figures.ACCENT) for colour in colours] == [True, False, True]
     assert [[x for x, _ in part.get_segments()[0]] for part in axes.collections] == [
