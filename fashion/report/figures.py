@@ -6,7 +6,7 @@ on a phone; a page sets several side by side.
 """
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -148,7 +148,7 @@ def learning_curve(
     if axes.get_legend_handles_labels()[1]:
         _legend(axes, columns=2)
     axes.margins(y=0.12)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    _whole_numbers(axes, epochs)
     if quantity == "acc":
         axes.yaxis.set_major_formatter(_percent)
     return figure
@@ -323,7 +323,7 @@ def search_history(
     numbers: Sequence[int], accuracies: Sequence[float], whole: Sequence[bool]
 ) -> Figure:
     """Draw each trial's accuracy, 0..1, and the best so far of the completed ones (`whole`)."""
-    figure, axes = _chart(7.2, 3.1, "Accuracy by trial")
+    figure, axes = _chart(4.8, 3.1, "Accuracy by trial")
     x, y, ended = np.array(numbers), np.array(accuracies, dtype=float), np.array(whole, dtype=bool)
     axes.plot(x[~ended], y[~ended], "o", color=MUTED, mfc="none", ms=4, label="pruned")
     axes.plot(x[ended], y[ended], "o", color=ACCENT, ms=4, label="complete")
@@ -332,7 +332,7 @@ def search_history(
         axes.step(x[ended], best, where="post", color=INK, lw=1, label="best so far")
     _focus(axes, y)
     axes.set_xlabel("trial")
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    _whole_numbers(axes, numbers)
     axes.yaxis.set_major_formatter(_percent)
     _legend(axes, columns=3)
     return figure
@@ -344,7 +344,7 @@ def search_curves(curves: Sequence[tuple[Mapping[int, float], bool]]) -> Figure:
     Args:
         curves: per trial epoch -> accuracy, 0..1, and whether it is complete.
     """
-    figure, axes = _chart(7.2, 3.6, "Validation accuracy by epoch")
+    figure, axes = _chart(4.8, 3.4, "Validation accuracy by epoch")
     for curve, whole in sorted(curves, key=lambda pair: pair[1]):
         axes.plot(
             list(curve),
@@ -357,14 +357,14 @@ def search_curves(curves: Sequence[tuple[Mapping[int, float], bool]]) -> Figure:
         )
     _focus(axes, np.array([value for curve, _ in curves for value in curve.values()], dtype=float))
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    _whole_numbers(axes, [epoch for curve, _ in curves for epoch in curve])
     axes.yaxis.set_major_formatter(_percent)
     return figure
 
 
 def importances(shares: Mapping[str, float]) -> Figure:
     """Draw the importance of each parameter, 0..1, in the order given."""
-    figure, axes = _chart(7.2, 0.9 + 0.3 * len(shares), "")
+    figure, axes = _chart(4.8, 0.9 + 0.3 * len(shares), "")
     rows = np.arange(len(shares))
     axes.barh(rows, list(shares.values()), height=0.6, color=ACCENT)
     axes.set_yticks(rows, list(shares))
@@ -383,7 +383,7 @@ def search_slice(
     log: bool,
 ) -> Figure:
     """Draw accuracy, 0..1, against one parameter's value, over the trials that have it."""
-    figure, axes = _chart(3.4, 2.6, name)
+    figure, axes = _chart(4.4, 3.0, name)
     axes.title.set_fontsize(9)
     y, ended = np.array(accuracies, dtype=float), np.array(whole, dtype=bool)
     numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in values)
@@ -405,6 +405,14 @@ def search_slice(
     _focus(axes, y)
     axes.yaxis.set_major_formatter(_percent)
     return figure
+
+
+def _whole_numbers(axes: Axes, numbers: Iterable[int] | Iterable[float]) -> None:
+    """Label an axis of epochs or trials with whole numbers alone, also where there is only one."""
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    if len(only := set(numbers)) == 1:
+        (number,) = only
+        axes.set_xticks([number])
 
 
 def _focus(axes: Axes, accuracies: Float[np.ndarray, " n"]) -> None:

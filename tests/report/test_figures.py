@@ -127,6 +127,7 @@ def test_learning_curve_of_what_there_is() -> None:
     assert draw(figures.learning_curve(nothing, "loss", 1)).std() != 0
     single = figures.learning_curve({"epoch": [1], "val/acc": [0.5]}, "acc", None)
     assert single.axes[0].lines[0].get_marker() == "o"
+    assert single.axes[0].get_xticks().tolist() == [1]
 
 
 def score(label: int, value: float) -> ClassScore:
@@ -258,6 +259,8 @@ def test_a_search_s_history_shows_the_best_of_what_was_trained_to_the_end() -> N
 
 def test_a_search_s_curves_are_faint_where_they_were_pruned() -> None:
     figure = figures.search_curves([({1: 0.5, 2: 0.6}, True), ({1: 0.4}, False)])
+    first = figures.search_curves([({1: 0.5}, True)])
+    assert first.axes[0].get_xticks().tolist() == [1]
     colors = [line.get_color() for line in figure.axes[0].lines]
     assert colors == [figures.MUTED, figures.ACCENT]  # the others are drawn over them
     draw(figure)
