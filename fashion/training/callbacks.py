@@ -313,9 +313,11 @@ class GradientNorm(Callback):
         gradients = [each.grad for each in module.parameters() if each.grad is not None]
         self._norms.append(nn.utils.get_total_norm(gradients))
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._norms:
-            pl_module.log("train/gradient_norm", torch.stack(self._norms).mean())
+            mean = torch.stack(self._norms).mean()
+            pl_module.log("train/gradient_norm", mean, logger=False)  # for history.csv
+            pl_module.log_epoch({"train/gradient_norm": mean.item()}, trainer.global_step)  # type: ignore[operator]
 
 
 class OptunaPruning(Callback):

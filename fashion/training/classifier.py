@@ -197,7 +197,7 @@ class Classifier(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         self._outputs["train"].clear()  # of an epoch that was interrupted
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self._hand_to_loggers({"lr": rate}, self.global_step + 1)
+        self.log_epoch({"lr": rate}, self.global_step + 1)
 
     def on_train_epoch_end(self) -> None:
         if not all(weight.isfinite().all() for weight in self.parameters()):
@@ -230,9 +230,9 @@ class Classifier(pl.LightningModule):
         self.log_dict(values, logger=not fitting, sync_dist=True)
         if fitting and not self.trainer.sanity_checking:
             numbers = {key: value.item() for key, value in values.items()}
-            self._hand_to_loggers(numbers, self.global_step)
+            self.log_epoch(numbers, self.global_step)
 
-    def _hand_to_loggers(self, values: dict[str, float], step: int) -> None:
+    def log_epoch(self, values: dict[str, float], step: int) -> None:
         """Log an epoch's values: for TensorBoard against epochs, so that batch sizes compare.
 
         Against steps where an epoch has several validations. Other loggers get the epoch as one
