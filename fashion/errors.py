@@ -176,6 +176,7 @@ def innermost(error: BaseException) -> BaseException:  # noqa: PLR0911 - a kind 
     from hydra.errors import (
         ConfigCompositionException,
         InstantiationException,
+        MissingConfigException,
         OverrideParseException,
     )
 
@@ -185,6 +186,12 @@ def innermost(error: BaseException) -> BaseException:  # noqa: PLR0911 - a kind 
         return innermost(error.__cause__)
     if isinstance(error, OverrideParseException):
         return UserError(_unparsable(error.override))
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return UserError(
+            f"{group}={name}: there is no such option.{did_you_mean(name, error.options)} "
+            f"Options: {', '.join(error.options)}."
+        )
     if isinstance(error, ConfigCompositionException):
         if isinstance(error.__cause__, OverrideParseException):
             return innermost(error.__cause__)
