@@ -51,7 +51,7 @@ FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"),
     *("--disable-background-networking", "--blink-settings=preferredColorScheme=1"),
 )
-REPORT_SIZE, SEARCH_SIZE = (1200, 1290), (1200, 1900)  # pixels
+REPORT_SIZE, SEARCH_SIZE = (1200, 1290), (1200, 1480)  # pixels
 SCREENSHOT_COLORS = 128  # of the palette: keeps the file below 300 kB
 PHOTOGRAPHED = ("Coat", "Sneaker", "Bag")
 # Published test accuracies; results/README.md says how each was measured.

@@ -489,3 +489,9 @@ def run_line(line: str, command: Command, tiny: list[str], places: dict[str, Pat
             warnings.simplefilter("ignore")
         done = command(verb, *arguments)
     assert done.status == 0, f"{line}\n{done.err}"
+
+
+def test_pictures_are_small() -> None:
+    pictures = sorted((RESULTS / "pictures").glob("*.png"))
+    assert len(pictures) > 5
+    assert [path.name for path in pictures if path.stat().st_size > 300_000] == []
