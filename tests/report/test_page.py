@@ -224,6 +224,8 @@ def test_run_section_says_what_made_the_run() -> None:
         '"val/acc": 0.9',
     ):
         assert fact in text
+    short = page_of(run_metrics=INPUTS["run_metrics"] | {"seconds": 56.2})
+    assert "trained for 56 seconds" in short
     unclean = page_of(run_metrics={"commit": "2d058d7", "clean": False})
     assert "2d058d7, with uncommitted changes" in Page(unclean).text["run"]
 
