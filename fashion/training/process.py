@@ -342,6 +342,19 @@ class EventLogger(TensorBoardLogger):
                         ".".join([*path.name.split(".")[:3], second, path.name.split(".", 4)[4]])
                     )
                 )
+        # Values of epochs are logged under the epoch's number, which is below `purge_step` also
+        # where the epoch is trained again: what the earlier files keep is not logged twice.
+        self._kept: set[tuple[str, int]] = set()
+        if earlier:
+            from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+            found = EventAccumulator(save_dir, size_guidance={"scalars": 0}).Reload()
+            self._kept = {
+                (tag, event.step)
+                for tag in found.Tags()["scalars"]
+                for event in found.Scalars(tag)
+                if event.step <= steps
+            }
         super().__init__(
             save_dir, name="", version="", default_hp_metric=False, purge_step=steps + 1
         )
@@ -351,7 +364,12 @@ class EventLogger(TensorBoardLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log without the epoch's number, which Lightning adds: it would be a chart of its own."""
-        super().log_metrics({key: v for key, v in metrics.items() if key != "epoch"}, step)
+        new = {
+            key: value
+            for key, value in metrics.items()
+            if key != "epoch" and (key, step) not in self._kept
+        }
+        super().log_metrics(new, step)
 
 
 def build_loggers(sections: Mapping[str, Any] | None, run: Run, steps: int) -> list[Logger]:
