@@ -435,6 +435,15 @@ def register_resolvers() -> None:
     )
 
 
+def task_overrides() -> list[str]:
+    """Return the command line's overrides as given: what they refer to may not exist."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    task = HydraConfig.get().overrides.task
+    return OmegaConf.to_container(task, resolve=False)  # type: ignore[return-value]
+
+
 def start_afresh(config: Any, overrides: Iterable[str]) -> None:
     """Drop the arguments of a class that the command line has replaced, in place.
 

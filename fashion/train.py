@@ -132,7 +132,7 @@ def _job(config: DictConfig) -> float | None:
     run = Run(output.relative_to(here) if inside else output)
     alone = HydraConfig.get().mode == RunMode.RUN
     try:
-        schema.start_afresh(config, HydraConfig.get().overrides.task)
+        schema.start_afresh(config, schema.task_overrides())
         done = (train_one if alone else _run_of_grid)(config, run)
         return done.metrics.get("val/acc") if done.finished else None
     except Interrupted as interrupted:
@@ -173,7 +173,7 @@ def train_one(config: DictConfig, run: "Run") -> "Run":
     if resumed:
         schema.check(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
         _remove_if_empty(run.folder)
-        run, config, remarks = to_resume(config, HydraConfig.get().overrides.task)
+        run, config, remarks = to_resume(config, schema.task_overrides())
         for remark in remarks:
             print(f"note: {run.folder}: {remark}")
         if run.finished and config.trainer.max_epochs == run.config.trainer.max_epochs:

@@ -95,7 +95,7 @@ def checked(config: DictConfig) -> tuple[DictConfig, Space]:
         if override.startswith(("hydra.run.dir=", "hydra.sweep.dir=")):
             raise UserError(f"{override}: a search's folder is set by folder=FOLDER.")
     training = OmegaConf.create({key: v for key, v in whole.items() if key not in SETTINGS})
-    schema.start_afresh(training, HydraConfig.get().overrides.task)
+    schema.start_afresh(training, schema.task_overrides())
     schema.check_run(training)
     space = Space.parse(whole["search"], training)
     check(training)

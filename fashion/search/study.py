@@ -32,7 +32,6 @@ import numpy as np
 import optuna
 import sqlalchemy
 from filelock import FileLock
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
@@ -42,7 +41,7 @@ from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from fashion.config import walk
+from fashion.config import task_overrides, walk
 from fashion.errors import UserError
 from fashion.runs.run import BusyError, Run, without_metadata
 from fashion.search.space import Space, Value
@@ -167,7 +166,7 @@ class Search:
         left_out = ("storage", "worker", "save_as", "data.root", "trainer.enable_progress_bar")
         words = [
             override
-            for override in HydraConfig.get().overrides.task
+            for override in task_overrides()
             if override.lstrip("+~").partition("=")[0] not in left_out
         ]
         return shlex.join(["python", "-m", "fashion.tune", *words]).replace("\n", " ")
