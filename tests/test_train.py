@@ -34,6 +34,8 @@ from fashion.training.callbacks import EpochSeed
 from fashion.training.checkpoints import LastCheckpoint
 from fashion.training.classifier import Classifier, load_classifier
 
+pytestmark = pytest.mark.slow
+
 SHORT = ("model=mlp", "model.network.dense=[8]", "trainer.max_epochs=1")
 
 

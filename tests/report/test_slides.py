@@ -12,6 +12,8 @@ from fashion.report.evaluation import Evaluation
 from fashion.report.slides import NAMES, write_slides
 from fashion.runs.run import Run
 
+pytestmark = pytest.mark.slow
+
 
 def test_slides(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
