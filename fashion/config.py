@@ -155,7 +155,7 @@ def is_ours(target: Any) -> bool:
     return str(target).startswith("fashion.")
 
 
-def check_sizes(images: int, val_size: int, batch_size: int) -> None:
+def check_sizes(images: int, val_size: int, batch_size: int, train_size: int | None) -> None:
     """Check the sizes of `data` against the number of images in the training files.
 
     Raises:
@@ -166,10 +166,13 @@ def check_sizes(images: int, val_size: int, batch_size: int) -> None:
             f"data.val_size = {val_size}: there are {images:,} images in all; "
             "some must be left to train on."
         )
-    if batch_size > images - val_size:
-        raise UserError(
-            f"data.batch_size = {batch_size}: there are {images - val_size:,} images to train on."
-        )
+    left = images - val_size
+    if train_size is not None:
+        if train_size > left:
+            raise UserError(f"data.train_size = {train_size}: there are {left:,} to train on.")
+        left = train_size
+    if batch_size > left:
+        raise UserError(f"data.batch_size = {batch_size}: there are {left:,} images to train on.")
 
 
 @functools.cache

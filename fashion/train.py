@@ -118,7 +118,7 @@ def check(config: DictConfig, *, download_data: bool = True) -> None:
         download.verify(root)
     images = download.prepare(root, official=data.official)
     if data.get("folds") is None:
-        schema.check_sizes(images, data.val_size, data.batch_size)
+        schema.check_sizes(images, data.val_size, data.batch_size, data.get("train_size"))
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")

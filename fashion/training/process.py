@@ -238,6 +238,7 @@ def _classifier(plain: dict[str, Any], data: Any, *, chunked: bool) -> Classifie
         options["steps"] = (steps, per_epoch)
         counts = torch.bincount(data.train.labels, minlength=len(data.classes))
         options |= {"class_counts": counts.tolist(), "classes": data.classes}
+        options["resolution"] = data.resolution
         data.chunked = chunked
     if chunked:
         options["batch_size"] = data.batch_size
