@@ -41,6 +41,7 @@ Limit = PositiveInt | Annotated[float, Gt(0), Le(1)] | None
 METADATA_KEYS = (
     *("name", "sweep", "report", "resume", "trust", "logger", "data.root"),
     *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.profiler"),
+    "trainer.threads",  # it affects rounding
 )
 # Modules whose classes a configuration names without being asked whether it is trusted.
 MODULES = tuple(
@@ -87,6 +88,7 @@ TRAINER = {
     "limit_val_batches": Limit,
     "accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps"],
     "devices": PositiveInt | Literal[-1, "auto"] | list[NonNegativeInt],
+    "threads": PositiveInt | None,
     "precision": Literal[
         *("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
     ]
