@@ -18,6 +18,8 @@ from typing import Any
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 )
+# Optional packages with a launcher of Hydra's, and the extra that installs each.
+EXTRAS = {"joblib": "parallel", "submitit": "slurm", "ray": "ray"}
 
 
 class UserError(Exception):
@@ -201,6 +203,11 @@ def innermost(error: BaseException) -> BaseException:  # noqa: PLR0911 - a kind 
                 f"{key}: there is no such key.{did_you_mean(key, _known_keys())} "
                 "python -m fashion.train --cfg job prints all keys; +KEY=VALUE adds one."
             )
+        for launcher, extra in EXTRAS.items():
+            if f"'hydra/launcher/{launcher}" in str(error):
+                return UserError(
+                    f"hydra/launcher={launcher} is not installed: pip install '.[{extra}]'"
+                )
         reason = f": {str(error.__cause__).splitlines()[0]}." if "merging" in str(error) else ""
         return UserError(str(error).partition("\nConfig search path")[0] + reason)
     key = getattr(error, "full_key", None)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -34,15 +35,13 @@ from fashion.errors import (
 )
 
 if TYPE_CHECKING:
-    from lightning.pytorch.callbacks import Callback
-
     from fashion.runs.run import Run
 
 schema.register_resolvers()
 
 
 def train(
-    config: DictConfig, run: "Run", *, report: bool, callbacks: Sequence["Callback"] = ()
+    config: DictConfig, run: "Run", *, report: bool, callbacks: Sequence[Any] = ()
 ) -> float | None:
     """Train a run to its end, evaluate its reported checkpoint, and write the results.
 
@@ -50,7 +49,7 @@ def train(
         config: the whole configuration, checked.
         run: where everything is written; started by the caller.
         report: whether to write report.html.
-        callbacks: beside the configuration's.
+        callbacks: Lightning's, beside the configuration's.
 
     Returns:
         The validation accuracy of the reported checkpoint, 0..1; None without a validation set.
@@ -131,6 +130,10 @@ def _job(config: DictConfig) -> float | None:
     inside = output != here and output.is_relative_to(here)
     run = Run(output.relative_to(here) if inside else output)
     alone = HydraConfig.get().mode == RunMode.RUN
+    launcher = HydraConfig.get().launcher._target_
+    elsewhere = not alone and "BasicLauncher" not in launcher
+    if elsewhere and "joblib" in launcher:  # the lines of several runs would mix
+        config.trainer.enable_progress_bar = False
     try:
         schema.start_afresh(config, schema.task_overrides())
         done = (train_one if alone else _run_of_grid)(config, run)
@@ -142,8 +145,9 @@ def _job(config: DictConfig) -> float | None:
     except Exception as error:  # one failing run must not cost the others
         _remove_if_empty(run.folder)
         cause = innermost(error)
-        if not alone and "BasicLauncher" not in HydraConfig.get().launcher._target_:
-            raise cause from error  # a cluster's job: Hydra brings it back to `main`
+        if elsewhere:  # in another process: Hydra brings the first one back to `main`
+            cause.add_note(f"This was {run.folder}; other runs of the grid have gone on.")
+            raise cause from error
         # Raised again when Hydra is done, which would print a line of its own before the message.
         FAILURES[None if alone else run.folder] = cause
         if not alone and not isinstance(cause, UserError):
@@ -247,7 +251,6 @@ def _run_of_grid(config: DictConfig, run: "Run") -> "Run":
     else:
         print(f"\nRun {run.folder}")
         run = train_one(config, run)
-    GRID.append(run)
     return run
 
 
@@ -305,22 +308,30 @@ def _summarize(run: "Run") -> None:
         lines += [f"Run folder {run.folder}", "Next:", f"  {run.command('evaluate')}"]
         if any(run.folder.glob("events.out.tfevents.*")):
             lines.append(f"  {shlex.join(['tensorboard', '--logdir', str(run.folder.parent)])}")
+    else:
+        lines.insert(0, f"Finished {run.folder}")
     print("\n".join(lines))
 
 
-def _compare(runs: Sequence["Run"]) -> None:
-    """Print the table of a grid's runs, and the command that makes it again."""
-    from fashion.report import table
+class ShowGrid(Callback):
+    """Hydra's callback that prints the table of a grid, whichever processes have trained it."""
 
-    folder = str(runs[0].folder.parent)
-    try:
-        text = table.render_markdown(table.compare([run.folder for run in runs]))
-    except UserError as error:  # such as runs without a validation set
-        text = f"{error}\n"
-    print(f"\n{text}\n{shlex.join(['python', '-m', 'fashion.compare', folder])} shows this again.")
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        from fashion.report import table
+        from fashion.runs.run import Run
+
+        folder = Path(config.hydra.sweep.dir)
+        finished = [run.folder for run in Run.find(folder) if run.finished]
+        if len(finished) < 2:  # noqa: PLR2004 - a table needs two rows
+            return
+        try:
+            text = table.render_markdown(table.compare(finished))
+        except UserError as error:  # such as runs without a validation set
+            text = f"{error}\n"
+        command = shlex.join(["python", "-m", "fashion.compare", str(folder)])
+        print(f"\n{text}\n{command} shows this again.")
 
 
-GRID: list["Run"] = []  # finished in this process
 EXISTED: set[Path] = set()  # folders named by hydra.run.dir, before Hydra makes them
 FAILURES: dict[Path | None, BaseException] = {}  # by run folder; None for a run outside grids
 
@@ -328,7 +339,6 @@ FAILURES: dict[Path | None, BaseException] = {}  # by run folder; None for a run
 def main() -> None:
     print_help(__doc__ or "")
     FAILURES.clear()
-    GRID.clear()
     EXISTED.clear()
     for argument in sys.argv[1:]:
         key, _, value = argument.partition("=")
@@ -341,8 +351,6 @@ def main() -> None:
             raise UserError(message(innermost(error))) from error
         if None in FAILURES:
             raise FAILURES[None]
-        if len(GRID) > 1:
-            _compare(GRID)
         if FAILURES:
             lines = [f"  {folder}: {message(error)}" for folder, error in FAILURES.items()]
             raise UserError("\n".join([f"{len(FAILURES)} run(s) of the grid failed:", *lines]))
