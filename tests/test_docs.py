@@ -29,6 +29,8 @@ CHANGELOG = ROOT / "CHANGELOG.md"
 PAGES = [
     *(README, LAB, RESULTS / "LOG.md", ROOT / "CONTRIBUTING.md", CHANGELOG),
     *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "examples").rglob("*.md")),
+    *sorted(RESULTS.glob("*/README.md")),
 ]
 HYDRA = ("train", "tune")
 DASH = "\N{EN DASH}"  # no interval or p-value
