@@ -429,6 +429,12 @@ def recipes() -> dict[str, list[tuple[str, str]]]:
 RECIPES = recipes()
 
 
+def test_recipes_are_short() -> None:
+    codes = [code for title in RECIPES for _, code in RECIPES[title]]
+    assert len(codes) > 30
+    assert [code for code in codes if len(list(filter(None, code.splitlines()))) > 10] == []
+
+
 @pytest.fixture(scope="module")
 def all_data(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a data folder with the tiny data under the names of three data sets."""
