@@ -177,12 +177,20 @@ def innermost(error: BaseException) -> BaseException:  # noqa: PLR0911 - a kind 
     """Return the user's error inside what Hydra raised, with advice on how to fix it."""
     from hydra.errors import (
         ConfigCompositionException,
+        HydraException,
         InstantiationException,
         OverrideParseException,
     )
 
     from fashion.config import CONF
 
+    asked = r"sweeper/optuna|INTERVAL_SWEEP|\binterval\("
+    if isinstance(error, HydraException) and re.search(asked, str(error)):
+        return UserError(
+            "A search in ranges, as by interval(...) or hydra/sweeper=optuna, is python -m "
+            "fashion.tune search=NAME: a range is an entry of conf/search/NAME.yaml, such as "
+            "optimizer.lr: {float: [0.001, 0.1], log: true}. See docs/search.md."
+        )
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return innermost(error.__cause__)
     if isinstance(error, OverrideParseException):

@@ -263,6 +263,11 @@ COMMAND_LINES = {
     "train -m trainer.devices=2": "Start such runs one by one",
     "train -m hydra/launcher=none": "Could not find 'hydra/launcher/none'",
     "train -m hydra.sweep.dir={place}/file seed=0,1": "file",
+    # a search, as another sweeper has it
+    "train -m optimizer.lr=interval(0.001,0.1)": "is python -m fashion.tune search=NAME: a range",
+    "train optimizer.lr=interval(0.001,0.1)": "is python -m fashion.tune search=NAME: a range",
+    "train -m hydra/sweeper=optuna": "is python -m fashion.tune search=NAME: a range is an entry",
+    "train -m 'optimizer.lr=tag(log,interval(0.1,1))'": "is python -m fashion.tune search=NAME:",
     # a search
     "tune --trials 9": "unrecognized arguments: --trials 9",
     "tune search=none": "Could not find 'search/none'",

@@ -77,7 +77,7 @@ BAD = {
     "metrics={f1:3}": "metrics.f1: there is no such key.",
     "metrics=[]": "Error merging override metrics=[]: Cannot merge DictConfig with ListConfig.",
     "model=resnext": "Could not find 'model/resnext'",
-    "optimizer=adagrad": "adam\n\tadamw\n\tmuon\n\tsgd",
+    "optimizer=adagrad": "Available options in 'optimizer':\n\tadam\n",
     "model": "Overrides are KEY=VALUE",
     "name=grün": "Quote it for Hydra and for the shell: 'name=\"grün\"'.",
     "data.root=~/x": "Quote it for Hydra and for the shell: 'data.root=\"~/x\"'.",

@@ -29,6 +29,8 @@ CHANGELOG = ROOT / "CHANGELOG.md"
 PAGES = [
     *(README, LAB, RESULTS / "LOG.md", ROOT / "CONTRIBUTING.md", CHANGELOG),
     *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "examples").rglob("*.md")),
+    *sorted(RESULTS.glob("*/README.md")),
 ]
 HYDRA = ("train", "tune")
 DASH = "\N{EN DASH}"  # no interval or p-value
@@ -425,6 +427,12 @@ def recipes() -> dict[str, list[tuple[str, str]]]:
 
 
 RECIPES = recipes()
+
+
+def test_recipes_are_short() -> None:
+    codes = [code for title in RECIPES for _, code in RECIPES[title]]
+    assert len(codes) > 30
+    assert [code for code in codes if len(list(filter(None, code.splitlines()))) > 10] == []
 
 
 @pytest.fixture(scope="module")

@@ -380,10 +380,11 @@ def test_training_on_everything(train: Command, tmp_path: Path) -> None:
     assert not run.best_checkpoint.exists()
 
 
+TRAINED = ("model", "augmentation", "loss", "optimizer", "trainer", "experiment")
 OPTIONS = [
     f"{group.name}={option.stem}"
     for group in sorted(CONF.iterdir())
-    if group.is_dir() and group.name in ("model", "optimizer", "trainer", "experiment")
+    if group.is_dir() and group.name in TRAINED
     for option in sorted(group.glob("*.yaml"))
     if option.stem != "custom"  # which names no network
 ]

@@ -148,7 +148,7 @@ class Classifier(pl.LightningModule):
         """Return raw images, 0..255, as the network takes them."""
         return normalize(reduce_resolution(images, self.resolution))
 
-    def shared_step(self, batch: Batch, split: str) -> Float[Tensor, "batch classes"]:
+    def shared_step(self, batch: Sequence[Tensor], split: str) -> Float[Tensor, "batch classes"]:
         """Return the logits of a batch, and keep them for the metrics at the epoch's end."""
         images, targets = batch
         logits: Tensor = self(images)
@@ -157,7 +157,7 @@ class Classifier(pl.LightningModule):
         self._outputs[split].append((logits.detach(), targets))
         return logits
 
-    def training_step(self, batch: Batch) -> Float[Tensor, ""]:
+    def training_step(self, batch: Sequence[Tensor]) -> Float[Tensor, ""]:
         """Return the loss of a batch, or of this process's shard of it.
 
         Raises:
@@ -182,13 +182,13 @@ class Classifier(pl.LightningModule):
             self._abort(f"The loss became {loss.item()}")
         return loss
 
-    def validation_step(self, batch: Batch) -> None:
+    def validation_step(self, batch: Sequence[Tensor]) -> None:
         self.shared_step(batch, "val")
 
-    def test_step(self, batch: Batch) -> None:
+    def test_step(self, batch: Sequence[Tensor]) -> None:
         self.shared_step(batch, "test")
 
-    def predict_step(self, batch: Batch | Tensor) -> Float[Tensor, "batch classes"]:
+    def predict_step(self, batch: Sequence[Tensor] | Tensor) -> Float[Tensor, "batch classes"]:
         """Return probabilities of a batch, with or without labels."""
         images = batch if isinstance(batch, Tensor) else batch[0]
         probabilities: Tensor = self(images).softmax(1)
@@ -236,7 +236,8 @@ class Classifier(pl.LightningModule):
         fitting = self.trainer.state.fn == "fit"
         # While fitting, loggers get them here: Lightning hands them on after the epoch's checkpoint
         # has been saved, and a run killed in between would miss them when it is resumed.
-        self.log_dict(values, logger=not fitting, sync_dist=True)
+        # Not True, with which Lightning warns where there is no logger.
+        self.log_dict(values, logger=False if fitting else None, sync_dist=True)
         if fitting and not self.trainer.sanity_checking:
             for logger in self.loggers:
                 logger.log_metrics(
