@@ -469,6 +469,40 @@ def start_afresh(config: Any, overrides: Iterable[str]) -> None:
                     del node[name]
 
 
+def anchor(config: Any, base: Path) -> None:
+    """Make `init_from` an absolute path, in place: a run is resumed from any folder."""
+    if isinstance(config.init_from, str):
+        config.init_from = str(base / Path(config.init_from).expanduser())
+
+
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "folder")  # which Hydra makes
+
+
+def expand_home(arguments: Iterable[str]) -> list[str]:
+    """Return a command line with `~` expanded in folders that Hydra would make by that name."""
+
+    def expanded(argument: str) -> str:
+        key, folder = _folder(argument)
+        if not key or not str(folder).startswith("~"):
+            return argument
+        text = str(folder.expanduser()).replace('"', r"\"")
+        return f'{key}="{text}"'
+
+    return [expanded(argument) for argument in arguments]
+
+
+def existing_folders(arguments: Iterable[str]) -> set[Path]:
+    """Return the folders, and those in them, that a command line names and that exist already."""
+    named = [folder.resolve() for key, folder in map(_folder, arguments) if key]
+    found = [folder for folder in named if folder.is_dir()]
+    return {*found, *(below for folder in found for below in folder.iterdir() if below.is_dir())}
+
+
+def _folder(argument: str) -> tuple[str, Path]:
+    key, _, value = argument.partition("=")
+    return key if key.lstrip("+") in FOLDERS else "", Path(value.strip("\"'"))
+
+
 def check_run(config: Any) -> None:
     """Check a run's whole configuration.
 

@@ -129,6 +129,10 @@ def _job(config: DictConfig) -> float | None:
     here = Path.cwd()
     inside = output != here and output.is_relative_to(here)
     run = Run(output.relative_to(here) if inside else output)
+    base = Path(HydraConfig.get().runtime.cwd)
+    schema.anchor(config, base)
+    if config.resume is not None and here != base:  # hydra.job.chdir
+        config.resume = str(base / Path(config.resume).expanduser())
     alone = HydraConfig.get().mode == RunMode.RUN
     launcher = HydraConfig.get().launcher._target_
     elsewhere = not alone and "BasicLauncher" not in launcher
@@ -264,6 +268,11 @@ def _rank(trainer: DictConfig) -> int:
     if several and int(os.environ.get("SLURM_NTASKS") or 1) > 1:
         return int(os.environ.get("SLURM_PROCID") or 0)
     rank = int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)
+    if rank and several and "MASTER_PORT" not in os.environ:
+        raise UserError(
+            f"This process has rank {rank} of several (RANK, LOCAL_RANK), and MASTER_PORT does not "
+            "say where the others are. Unset RANK and LOCAL_RANK, or start all by torchrun."
+        )
     if rank and not several:
         raise UserError(
             f"This process has rank {rank} of several (RANK, LOCAL_RANK), and trainer.devices = "
@@ -276,6 +285,12 @@ def _rank(trainer: DictConfig) -> int:
 def _wants_report(config: DictConfig) -> bool:
     alone = HydraConfig.get().mode == RunMode.RUN
     return bool(alone if config.report is None else config.report)
+
+
+def keep_folders(arguments: Sequence[str]) -> None:
+    """Note which folders exist that a command line names: a refused run does not remove them."""
+    EXISTED.clear()
+    EXISTED.update(schema.existing_folders(arguments))
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -332,19 +347,16 @@ class ShowGrid(Callback):
         print(f"\n{text}\n{command} shows this again.")
 
 
-EXISTED: set[Path] = set()  # folders named by hydra.run.dir, before Hydra makes them
+EXISTED: set[Path] = set()  # folders that the command line names, before Hydra makes them
 FAILURES: dict[Path | None, BaseException] = {}  # by run folder; None for a run outside grids
 
 
 def main() -> None:
-    print_help(__doc__ or "")
     FAILURES.clear()
-    EXISTED.clear()
-    for argument in sys.argv[1:]:
-        key, _, value = argument.partition("=")
-        if key == "hydra.run.dir" and Path(value.strip("\"'")).is_dir():
-            EXISTED.add(Path(value.strip("\"'")).resolve())
     with cli_errors():
+        print_help(__doc__ or "")
+        sys.argv[1:] = schema.expand_home(sys.argv[1:])
+        keep_folders(sys.argv[1:])
         try:
             _job()
         except Exception as error:  # a run's own is in FAILURES: this one is the command line's

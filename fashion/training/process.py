@@ -119,7 +119,7 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
         foreign_data=not isinstance(data, FashionMNIST),
     )
     classifier = _classifier(plain, data, chunked=reason is None)
-    if config.init_from:
+    if config.init_from and not run.last_checkpoint.exists():
         _start_from(classifier, config.init_from, trust=config.trust)
     _refuse_single_images(classifier, data, plain["trainer"])
     classifier.check_output()
@@ -236,6 +236,12 @@ def _user_errors(run: Run, config: DictConfig) -> Iterator[None]:
         ) from error
     except MisconfigurationException as error:
         raise UserError(f"trainer: {error}") from error
+    except RuntimeError as error:
+        if processes(config.trainer) == 1 or "peer" not in str(error):
+            raise
+        raise UserError(
+            "Another process of this training has ended, and this one cannot go on alone."
+        ) from error
 
 
 def _watches_validation(section: Mapping[str, Any]) -> bool:
@@ -457,16 +463,24 @@ def _environment(flags: Mapping[str, Any]) -> list[Any]:
     save and requeue by itself, and begin later runs from what another has saved. The run folder and
     `resume` do that here.
     """
-    slurm = SLURMEnvironment.detect() and int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    tasks = int(os.environ.get("SLURM_NTASKS") or 1) if SLURMEnvironment.detect() else 1
     several = processes(flags) != 1
-    if slurm and several:
+    if tasks > 1 and several:
+        if tasks != processes(flags):
+            raise UserError(
+                f"trainer.devices = {flags.get('devices', 1)}, trainer.num_nodes = "
+                f"{flags.get('num_nodes', 1)}: Slurm has started {tasks} tasks (SLURM_NTASKS). "
+                "Ask it for one task per device."
+            )
         # Lightning insists on it, and `srun -n` does not set it.
-        per_node = int(os.environ["SLURM_NTASKS"]) // int(flags.get("num_nodes", 1))
+        per_node = tasks // int(flags.get("num_nodes", 1))
         os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(per_node))
         return [SLURMEnvironment(auto_requeue=False)]
     if several:
         return []
-    return [LightningEnvironment()]
+    alone = LightningEnvironment()
+    alone.set_global_rank(0)  # Slurm's variables had said another, by which loggers are silent
+    return [alone]
 
 
 def processes(flags: Mapping[str, Any]) -> int:
