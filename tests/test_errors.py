@@ -113,7 +113,7 @@ def test_an_error_without_text_has_its_name() -> None:
 def test_a_notebook_shows_the_message_alone() -> None:
     error = UserError("What happened.")
     error.add_note("What to do.")
-    assert error._render_traceback_() == ["error: What happened.\nWhat to do."]  # noqa: SLF001
+    assert error._render_traceback_() == ["error: What happened.\nWhat to do."]
 
 
 def test_did_you_mean() -> None:
