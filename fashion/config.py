@@ -201,6 +201,8 @@ def signature(key: str, target: str) -> tuple[dict[str, Any], set[str]]:
         node = next(
             (f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"), None
         )
+        if node is None:
+            return {}, set()  # without a constructor of its own
     if node is None:
         raise UserError(
             f"{key}._target_ = {target}: there is no such class or function."

@@ -189,8 +189,6 @@ def innermost(error: BaseException) -> BaseException:  # noqa: PLR0911 - a kind 
         OverrideParseException,
     )
 
-    from fashion.config import CONF
-
     asked = r"sweeper/optuna|INTERVAL_SWEEP|\binterval\("
     if isinstance(error, HydraException) and re.search(asked, str(error)):
         return UserError(
@@ -205,26 +203,7 @@ def innermost(error: BaseException) -> BaseException:  # noqa: PLR0911 - a kind 
     if isinstance(error, ConfigCompositionException):
         if isinstance(error.__cause__, OverrideParseException):
             return innermost(error.__cause__)
-        if str(error).startswith("Could not override"):
-            key = re.findall(r"(?:override '|full_key: )([^'\n]*)", f"{error}\n{error.__cause__}")[
-                -1
-            ]
-            if (Path(CONF) / key).is_dir():
-                return UserError(
-                    f"{key} is a group: {key}=NAME takes conf/{key}/NAME.yaml, and {key}.KEY=VALUE "
-                    "sets a key in it."
-                )
-            return UserError(
-                f"{key}: there is no such key.{did_you_mean(key, _known_keys())} "
-                "python -m fashion.train --cfg job prints all keys; +KEY=VALUE adds one."
-            )
-        for launcher, extra in EXTRAS.items():
-            if f"'hydra/launcher/{launcher}" in str(error):
-                return UserError(
-                    f"hydra/launcher={launcher} is not installed: pip install '.[{extra}]'"
-                )
-        reason = f": {str(error.__cause__).splitlines()[0]}." if "merging" in str(error) else ""
-        return UserError(str(error).partition("\nConfig search path")[0] + reason)
+        return UserError(_uncomposable(error))
     if found := re.match(r"Ambiguous value for argument '(.*)'", str(error)):
         key, _, value = found.group(1).partition("=")
         list_, text = shlex.quote(f"{key}=[{value}]"), shlex.quote(f'{key}="{value}"')
@@ -236,6 +215,28 @@ def innermost(error: BaseException) -> BaseException:  # noqa: PLR0911 - a kind 
     if key and key not in str(error).partition("\n")[0]:
         return UserError(f"{key}: {str(error).splitlines()[0]}")
     return error
+
+
+def _uncomposable(error: BaseException) -> str:
+    """Return what is wrong with a key or a group, and what to type instead."""
+    from fashion.config import CONF
+
+    if str(error).startswith("Could not override"):
+        key = re.findall(r"(?:override '|full_key: )([^'\n]*)", f"{error}\n{error.__cause__}")[-1]
+        if (Path(CONF) / key).is_dir():
+            return (
+                f"{key} is a group: {key}=NAME takes conf/{key}/NAME.yaml, and {key}.KEY=VALUE "
+                "sets a key in it."
+            )
+        return (
+            f"{key}: there is no such key.{did_you_mean(key, _known_keys())} "
+            "python -m fashion.train --cfg job prints all keys; +KEY=VALUE adds one."
+        )
+    for launcher, extra in EXTRAS.items():
+        if f"'hydra/launcher/{launcher}" in str(error):
+            return f"hydra/launcher={launcher} is not installed: pip install '.[{extra}]'"
+    reason = f": {str(error.__cause__).splitlines()[0]}." if "merging" in str(error) else ""
+    return str(error).partition("\nConfig search path")[0] + reason
 
 
 def _unparsable(override: str) -> str:

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from jaxtyping import Float, Num, UInt8
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional
@@ -205,8 +206,7 @@ class Classifier(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         self._outputs["train"].clear()  # of an epoch that was interrupted
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        for logger in self.loggers:
-            logger.log_metrics({"lr": rate}, self.global_step + 1)
+        self.log_epoch({"lr": rate}, self.global_step + 1)
 
     def on_train_epoch_end(self) -> None:
         if not all(weight.isfinite().all() for weight in self.parameters()):
@@ -239,12 +239,23 @@ class Classifier(pl.LightningModule):
         # Not True, with which Lightning warns where there is no logger.
         self.log_dict(values, logger=False if fitting else None, sync_dist=True)
         if fitting and not self.trainer.sanity_checking:
-            for logger in self.loggers:
-                logger.log_metrics(
-                    {key: value.item() for key, value in values.items()}
-                    | {"epoch": self.current_epoch + 1},
-                    self.global_step,
-                )
+            numbers = {key: value.item() for key, value in values.items()}
+            self.log_epoch(numbers, self.global_step)
+
+    def log_epoch(self, values: dict[str, float], step: int) -> None:
+        """Log an epoch's values: for TensorBoard against epochs, so that batch sizes compare.
+
+        Against steps where an epoch has several validations. Other loggers get the epoch as one
+        value.
+        """
+        epoch = self.current_epoch + 1
+        interval = self.trainer.val_check_batch  # None: a time
+        one_each = interval is not None and interval >= self.trainer.num_training_batches
+        for logger in self.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_metrics(values, epoch if one_each else step)
+            else:
+                logger.log_metrics(values | {"epoch": epoch}, step)
 
     def extra_metrics(
         self, split: str, probabilities: Float[Tensor, "n classes"], labels: Tensor

@@ -351,7 +351,7 @@ def _heading(
     device = trainer.strategy.root_device.type
     count = torch.get_num_threads()
     where = [
-        f"{count} thread{'s' * (count != 1)}" if device == "cpu" else device,
+        f"cpu, {count} thread{'s' * (count != 1)}" if device == "cpu" else device,
         str(trainer.precision),
     ]
     if isinstance(data, FashionMNIST):
@@ -361,7 +361,7 @@ def _heading(
 
 
 class EventLogger(TensorBoardLogger):
-    """TensorBoard's events in the run folder itself, and no second copy of the configuration.
+    """TensorBoard's events in the run folder itself, without a second copy of the configuration.
 
     Beyond Lightning's: a resumed run drops what was logged beyond its checkpoint, and its events
     come last even if the clock was set back, because TensorBoard reads files in their names' order.
@@ -387,6 +387,10 @@ class EventLogger(TensorBoardLogger):
 
     def save(self) -> None:
         self.experiment.flush()
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log without the epoch's number, which Lightning adds: it would be a chart of its own."""
+        super().log_metrics({key: v for key, v in metrics.items() if key != "epoch"}, step)
 
 
 def build_loggers(sections: Mapping[str, Any] | None, run: Run, steps: int) -> list[Logger]:

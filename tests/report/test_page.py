@@ -335,7 +335,7 @@ def test_suspicious_labels_only_from_a_good_model() -> None:
     assert "labeled Shirt predicted Coat" in words(good.text["labels"])
     predicted[20:30] = COAT
     poor = Page(page_of(evaluated(labels, confident(labels, predicted))))
-    assert "accuracy below 85.0 %" in words(poor.text["labels"])
+    assert "accuracy below 90.0 %" in words(poor.text["labels"])
     assert "labeled" not in poor.text["labels"]
 
 
