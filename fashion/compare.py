@@ -3,6 +3,7 @@
     python -m fashion.compare logs/grid                          every run below a folder
     python -m fashion.compare logs/best logs/cnn --split test    on the test set
     python -m fashion.compare logs/grid --baseline cnn --format csv --output grid.csv
+    python -m fashion.compare logs/grid --report grid.html --figures slides/
 
 Runs that differ only in seed, or only in fold, form a group, which is a row. All runs must have
 predicted the same images.
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--report", type=Path, metavar="FILE.html", help="also a page, with figures"
     )
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="16:9 figures for slides")
     parser.add_argument("--force", action="store_true", help="overwrite existing files")
     parser.add_argument("--skip-unfinished", action="store_true", help="leave unfinished runs out")
     options = parser.parse_args(arguments)
@@ -55,6 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             with atomic_write(options.report) as file:
                 file.write(comparison_page(found, groups).encode())
+        if options.figures:
+            from fashion.report.slides import write_comparison
+
+            write_comparison(found, options.figures, force=options.force)
 
 
 if __name__ == "__main__":

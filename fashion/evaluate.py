@@ -59,9 +59,9 @@ def main() -> None:
         for run in runs:
             evaluation = _evaluate(run, options)
         if options.figures:
-            from fashion.report.slides import write_slides
+            from fashion.report.slides import write_run
 
-            write_slides(runs[0], evaluation, options.figures, force=options.force)
+            write_run(runs[0], evaluation, options.figures, force=options.force)
         if options.mistakes:
             with atomic_write(options.mistakes) as file:
                 file.write(evaluation.mistakes_csv().encode())

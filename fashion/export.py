@@ -140,15 +140,13 @@ def export(run: Run, path: Path) -> tuple[float, int, str]:
 def _model(classifier: "Classifier", temperature: float) -> "torch.nn.Module":
     from torch import Tensor, nn
 
-    from fashion.data.datamodule import normalize
-
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.network = classifier.network
+            self.classifier = classifier
 
         def forward(self, images: Tensor) -> Tensor:
-            logits: Tensor = self.network(normalize(images)).float()
+            logits: Tensor = self.classifier(images)
             return (logits / temperature).softmax(1)
 
     return Model().eval().requires_grad_(requires_grad=False)

@@ -3,6 +3,7 @@
     python -m fashion.predict RUN coat.jpg bag.png          the three likeliest classes of each
     python -m fashion.predict RUN photos/                   of each photo in a folder
     python -m fashion.predict RUN *.jpg --save answers.png  draw them, with what the network sees
+    python -m fashion.predict RUN *.jpg --figures slides/   the same, 16:9
     python -m fashion.predict RUN *.jpg --json              for programs
 
 Photos are PNG, JPEG, WebP, GIF, AVIF or (with pillow-heif installed) HEIC: one product, upright, on
@@ -27,6 +28,7 @@ from fashion.runs.files import atomic_write
 from fashion.runs.run import Run
 
 if TYPE_CHECKING:
+    from fashion.report.figures import PredictedPhoto
     from fashion.report.ood import Detector
     from fashion.training.classifier import Classifier
 
@@ -65,8 +67,13 @@ class Answer(NamedTuple):
     remarks: list[str]  # keys of `REMARKS`
 
 
-def look(path: Path, *, fashion: bool = True) -> View:
+def look(path: Path, *, fashion: bool = True, resolution: int = photo.SIDE) -> View:
     """Read one photo and prepare it; of data other than Fashion-MNIST, take it as it is.
+
+    Args:
+        path: the photo.
+        fashion: whether the run's data is Fashion-MNIST.
+        resolution: of the run's data.
 
     Raises:
         UserError: naming the file; see `photo.read` and `photo.prepare`.
@@ -78,11 +85,20 @@ def look(path: Path, *, fashion: bool = True) -> View:
                 f"{path} is {picture.width} x {picture.height} pixels. This run's classes are not "
                 "Fashion-MNIST's: only 28 x 28 images in its data's format can be predicted."
             )
-        return View(path, picture, photo.Prepared(np.array(picture.convert("L"))))
-    try:
-        return View(path, picture, photo.prepare(picture))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        prepared = photo.Prepared(np.array(picture.convert("L")))
+    else:
+        try:
+            prepared = photo.prepare(picture)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+    if resolution != photo.SIDE:
+        import torch
+
+        from fashion.data.datamodule import reduce_resolution
+
+        image = reduce_resolution(torch.from_numpy(prepared.image)[None], resolution)
+        prepared = prepared._replace(image=image[0].numpy())
+    return View(path, picture, prepared)
 
 
 def predict(
@@ -159,9 +175,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a finished run's folder")
     parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="a file or a folder")
     parser.add_argument("--save", type=_png, metavar="FILE.png", help="draw the predictions")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="16:9 figures for slides")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--data", type=Path, metavar="DIR", help="in place of the run's data.root")
-    parser.add_argument("--force", action="store_true", help="let --save overwrite another file")
+    parser.add_argument("--force", action="store_true", help="overwrite existing files")
     parser.add_argument("--trust", action="store_true", help="build the classes that the run names")
     options = parser.parse_args(arguments)
     with cli_errors():
@@ -179,7 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         views = {}
         for path in [path for path in paths if path not in errors]:
             try:
-                views[path] = look(path, fashion=classifier.classes == CLASSES)
+                fashion = classifier.classes == CLASSES
+                views[path] = look(path, fashion=fashion, resolution=classifier.resolution)
             except UserError as error:
                 errors[path] = str(error)
         for message in errors.values():
@@ -194,8 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             for path, answer in answers.items():
                 print(_lines(views[path], answer))
-        if options.save and views:
-            _save(list(views.values()), list(answers.values()), options.save)
+        if views:
+            _draw(run, views, answers, options)
     sys.exit(1 if errors else 0)
 
 
@@ -268,16 +286,36 @@ def _document(
     return json.dumps(objects, indent=2)
 
 
-def _save(views: Sequence[View], answers: Sequence[Answer], path: Path) -> None:
-    from fashion.report.figures import photo_figure
+def _draw(
+    run: Run, views: dict[Path, View], answers: dict[Path, Answer], options: argparse.Namespace
+) -> None:
+    """Write the figures that the command line asks for."""
+    if not (options.save or options.figures):
+        return
+    from fashion.report.figures import PredictedPhoto
 
-    figure = photo_figure(
-        [Path(view.name).name for view in views],
-        [view.picture for view in views],
-        [view.prepared.image for view in views],
-        [answer.likeliest for answer in answers],
-        [[REMARKS[key] for key in answer.remarks] for answer in answers],
-    )
+    photos = [
+        PredictedPhoto(
+            Path(view.name).name,
+            view.picture,
+            view.prepared.image,
+            answers[path].likeliest,
+            [REMARKS[key] for key in answers[path].remarks],
+        )
+        for path, view in views.items()
+    ]
+    if options.save:
+        _save(photos, options.save)
+    if options.figures:
+        from fashion.report.slides import write_predictions
+
+        write_predictions(run, photos, options.figures, force=options.force)
+
+
+def _save(photos: "list[PredictedPhoto]", path: Path) -> None:
+    from fashion.report.figures import predicted_photos
+
+    figure = predicted_photos(photos)
     with atomic_write(path) as file, warnings.catch_warnings():
         # A file's name may hold letters that matplotlib's font lacks: it draws a box for each.
         warnings.filterwarnings("ignore", "Glyph")

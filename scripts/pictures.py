@@ -1,13 +1,20 @@
-"""Draw results/pictures/.
+"""Draw results/pictures/, from the raw values in results/ and from runs made here.
 
-    python scripts/pictures.py logs/baselines    all, from the runs of `scripts/reproduce baselines`
-    python scripts/pictures.py                   epoch-budget.png alone, from results/
+    python scripts/pictures.py                              baselines.png, epoch-budget.png
+    python scripts/pictures.py --baselines logs/baselines   also the first three below
+    python scripts/pictures.py --run RUN                    report.png, prediction.png
+    python scripts/pictures.py --search FOLDER              search.png
 
-baselines.png         validation accuracy of the baselines; steps.json: the differences between them
+steps.json            the differences between the baselines, each compared with the next simpler one
 confusion_matrix.png  of the deck's network (model=best, lowest seed; validation)
 mistakes.png          its most confident mistakes
-report.png            a screenshot of its report.html, taken with Chromium
+baselines.png         validation accuracy of the baselines, with the differences in steps.json
 epoch-budget.png      test accuracy against minutes, from results/{fast,record,epoch-budget}/
+report.png            a screenshot of the run's report.html, taken with Chromium
+prediction.png        the run's predictions for validation images that were made into photos
+search.png            a screenshot of the search's page
+
+`scripts/reproduce pictures` makes the runs and all of these.
 """
 
 import argparse
@@ -15,20 +22,24 @@ import io
 import json
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from PIL import Image
 
+from fashion.data import CLASSES
 from fashion.errors import UserError, cli_errors
 from fashion.report import figures
 from fashion.report.evaluation import Evaluation, evaluate, open_data
 from fashion.report.page import write_report
-from fashion.report.statistics import holm
-from fashion.report.table import Comparison, Table, compare, p_value
+from fashion.report.statistics import holm, seed_interval
+from fashion.report.table import Comparison, Table, compare, difference_text
 from fashion.runs.files import atomic_write
 from fashion.runs.run import Run
 from fashion.training.classifier import load_classifier
@@ -36,8 +47,13 @@ from fashion.training.classifier import load_classifier
 RESULTS = Path("results")
 PICTURES = RESULTS / "pictures"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-SCREENSHOT_SIZE = (1200, 1290)  # pixels
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"),
+    *("--disable-background-networking", "--blink-settings=preferredColorScheme=1"),
+)
+REPORT_SIZE, SEARCH_SIZE = (1200, 1290), (1200, 1900)  # pixels
 SCREENSHOT_COLORS = 128  # of the palette: keeps the file below 300 kB
+PHOTOGRAPHED = ("Coat", "Sneaker", "Bag")
 # Published test accuracies; results/README.md says how each was measured.
 PEERS = {
     "ResNet-20 + random erasing, 300 epochs: 95.55 %": 0.9555,
@@ -67,7 +83,7 @@ def predictions(evaluation: Evaluation) -> dict[str, Figure]:
     }
 
 
-def screenshot(page: Path) -> Image.Image:
+def screenshot(page: Path, size: tuple[int, int]) -> Image.Image:
     """Return the top of an HTML page as Chromium shows it.
 
     Raises:
@@ -78,16 +94,38 @@ def screenshot(page: Path) -> Image.Image:
         raise UserError(f"No browser is on PATH; install one of {', '.join(BROWSERS)}.")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "page.png")
-        command = [browser, "--headless", "--no-sandbox", "--hide-scrollbars", "--disable-gpu"]
-        size = "--window-size={},{}".format(*SCREENSHOT_SIZE)
+        own = [f"--user-data-dir={folder}/profile", "--window-size={},{}".format(*size)]
         subprocess.run(
-            [*command, size, f"--screenshot={file}", page.resolve().as_uri()],
+            [browser, *FLAGS, *own, f"--screenshot={file}", page.resolve().as_uri()],
             check=True,
             capture_output=True,
             timeout=120,
         )
         picture = Image.open(io.BytesIO(file.read_bytes())).convert("RGB")
     return picture.quantize(SCREENSHOT_COLORS)
+
+
+def photo(image: UInt8[np.ndarray, "28 28"]) -> Image.Image:
+    """Return an image of the dataset as a photo: dark, enlarged, before a beige wall."""
+    product = Image.fromarray(image).resize((560, 560), Image.Resampling.BICUBIC)
+    cover = np.pad(np.asarray(product), 80)[..., np.newaxis] / 255
+    pixels = (1 - cover) * np.array([232, 226, 216]) + cover * 20
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def write_prediction(run: Run) -> None:
+    """Draw the run's predictions for the second validation image of three classes."""
+    data: Any = open_data(run)
+    data.setup("validate")
+    with tempfile.TemporaryDirectory() as folder:
+        names = []
+        for name in PHOTOGRAPHED:
+            position = np.flatnonzero(data.val.labels.numpy() == CLASSES.index(name))[1]
+            names.append(str(Path(folder, f"{name.lower()}.png")))
+            photo(data.val.images[position].numpy()).save(names[-1])
+        save = ["--save", str(PICTURES / "prediction.png"), "--force"]
+        command = [sys.executable, "-m", "fashion.predict", str(run.folder), *names, *save]
+        subprocess.run(command, check=True)
 
 
 def steps(folder: Path, table: Table) -> list[Comparison]:
@@ -100,24 +138,37 @@ def steps(folder: Path, table: Table) -> list[Comparison]:
     return [step._replace(p_holm=p) for step, p in zip(found, corrected, strict=True)]
 
 
-def baselines(table: Table, found: list[Comparison]) -> Figure:
-    """Draw the rows of a table, and the steps between them."""
-    return figures.ladder(
-        [row.name for row in table.rows],
-        [row.accuracy / 100 for row in table.rows],
-        [
-            None if row.low is None or row.high is None else (row.low / 100, row.high / 100)
-            for row in table.rows
-        ],
-        [(_text(step), step.significant) for step in found],
+def write_steps(folder: Path) -> None:
+    table = compare([folder])
+    raw: list[dict[str, Any]] = [
+        {"from": below.name, **step._asdict()}
+        for below, step in zip(table.rows[1:], steps(folder, table), strict=True)
+    ]
+    with atomic_write(PICTURES / "steps.json") as file:
+        file.write((json.dumps(raw, indent=2) + "\n").encode())
+
+
+def baselines() -> Figure:
+    """Draw the baselines from the raw values, and the steps between them from steps.json."""
+    raw = json.loads((PICTURES / "steps.json").read_text(encoding="utf-8"))
+    names = [raw[0]["name"], *(step.pop("from") for step in raw)]
+    found = [Comparison(**({"p_welch": None} | step)) for step in raw]
+    intervals = [
+        seed_interval(
+            [
+                json.loads(path.read_text(encoding="utf-8"))["val/acc"]
+                for path in (RESULTS / "baselines" / name).glob("seed-*.json")
+            ]
+        )
+        for name in names
+    ]
+    return figures.baselines(
+        names,
+        [each.mean for each in intervals],
+        [None if e.low is None or e.high is None else (e.low, e.high) for e in intervals],
+        [(difference_text(step), step.significant) for step in found],
+        "minus the row below, pp (95 % interval)",
     )
-
-
-def _text(step: Comparison) -> str:
-    chance = p_value(step.p_holm)
-    chance = chance if chance.startswith("<") else f"= {chance}"
-    doubt = "" if step.significant else "\nnot significant"
-    return f"{step.difference:+.2f} pp ({step.low:+.2f} to {step.high:+.2f}), p {chance}{doubt}"
 
 
 def epoch_budget() -> Figure:
@@ -130,38 +181,38 @@ def epoch_budget() -> Figure:
     return figures.budget_curve(runs, PEERS)
 
 
-def write(name: str, figure: Figure) -> None:
+def write(name: str, drawn: Figure | Image.Image) -> None:
     with atomic_write(PICTURES / f"{name}.png") as file:
-        figure.savefig(file, format="png", dpi=120)
+        if isinstance(drawn, Figure):
+            drawn.savefig(file, format="png", dpi=120)
+        else:
+            drawn.save(file, format="png", optimize=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "folder", nargs="?", type=Path, metavar="FOLDER", help="the baselines' runs"
-    )
-    folder = parser.parse_args().folder
+    parser.add_argument("--baselines", type=Path, metavar="FOLDER", help="the baselines' runs")
+    parser.add_argument("--run", type=Path, help="a run folder")
+    parser.add_argument("--search", type=Path, metavar="FOLDER", help="a search's folder")
+    options = parser.parse_args()
     with cli_errors():
-        write("epoch-budget", epoch_budget())
-        if folder is not None:
-            run = deck_run(folder)
-            table = compare([folder])
-            found = steps(folder, table)
+        if options.baselines:
+            run = deck_run(options.baselines)
             evaluation = evaluate(load_classifier(run), open_data(run), "val")
-            drawn = predictions(evaluation) | {"baselines": baselines(table, found)}
-            for name, figure in drawn.items():
+            for name, figure in predictions(evaluation).items():
                 write(name, figure)
-            picture = screenshot(write_report(run, evaluation))
-            with atomic_write(PICTURES / "report.png") as file:
-                picture.save(file, format="png", optimize=True)
-            raw: list[dict[str, Any]] = [
-                {"from": below.name, **step._asdict()}
-                for below, step in zip(table.rows[1:], found, strict=True)
-            ]
-            with atomic_write(PICTURES / "steps.json") as file:
-                file.write((json.dumps(raw, indent=2) + "\n").encode())
+            write_steps(options.baselines)
+        if options.run:
+            run = Run.open(options.run)
+            page = write_report(run, evaluate(load_classifier(run), open_data(run), "val"))
+            write("report", screenshot(page, REPORT_SIZE))
+            write_prediction(run)
+        if options.search:
+            write("search", screenshot(options.search / "search.html", SEARCH_SIZE))
+        write("baselines", baselines())
+        write("epoch-budget", epoch_budget())
         print(f"Written to {PICTURES}.")
 
 

@@ -33,6 +33,8 @@ from fashion.data import download as idx
 from fashion.runs.run import LONGEST_HISTORY, Run
 from fashion.runs.untrusted import LARGEST_TEXT
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 20  # that a row may take, on a slow machine; most take milliseconds
 MEGABYTES = 200  # that a row may take beyond what the process has already
 

@@ -318,15 +318,26 @@ def test_user_metrics_are_columns(tmp_path: Path, command: Command) -> None:
 def test_report_of_many_runs(
     ladder: Path, tmp_path: Path, tiny_data: Path, command: Command
 ) -> None:
-    file = tmp_path / "compare.html"
-    done = command("compare", ladder, "--report", file, "--format", "json")
+    file, slides = tmp_path / "compare.html", tmp_path / "slides"
+    figures = ("--figures", slides)
+    done = command("compare", ladder, "--report", file, *figures, "--format", "json")
     assert done.status == 0, done.err
+    kinds = [f"{theme}.{kind}" for theme in ("dark", "light") for kind in ("png", "svg")]
+    assert sorted(path.name for path in slides.iterdir()) == [f"comparison-{k}" for k in kinds]
+    slide = (slides / "comparison-light.svg").read_text(encoding="utf-8")
     table = json.loads(done.out)
     text = file.read_text(encoding="utf-8").replace("\u202f", " ")
     assert "Comparison of 7 runs" in text
     for each in table["comparisons"]:
         difference = f"{each['name']}: {each['difference']:+.2f}"
         assert f"{difference} ({each['low']:+.2f} to {each['high']:+.2f}), significant." in text
+        assert f"▲ {each['difference']:+.2f} ({each['low']:+.2f} to" in slide
+    for row in table["rows"]:
+        assert f">{row['name']}</text>" in slide
+        assert f">{row['accuracy']:.2f} %</text>" in slide
+    assert "· baseline" in slide
+    assert f"minus {table['baseline']}, pp" in slide
+    assert "Comparison of 7 runs" in slide
     # Recall of every class: 8 or 9 of 100 images are wrong in cnn, 20 in linear.
     row = text.partition('scope="row">Coat')[2].partition("<tr>")[0]
     assert re.findall(r"-?[0-9.]+", row.replace("<b>", "")) == ["91.7", "-2.0", "-11.7"]

@@ -15,6 +15,8 @@ from fashion.data.datamodule import FashionMNIST, epoch_seed, from_config, norma
 from fashion.runs.run import Run
 from fashion.training.classifier import Classifier
 
+pytestmark = pytest.mark.slow
+
 # Of experiment=record with a smaller network on the images of tests/conftest.py: the loss before
 # each of five steps. Whoever means to change the experiment writes down the new ones.
 GOLDEN_LOSSES = [2.898443, 1.411023, 1.178512, 1.170726, 1.078496]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Command, Outcome, tiny_overrides
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fashion.runs.run import Run
 from fashion.training.classifier import Classifier
@@ -157,7 +158,10 @@ def test_when_validation_runs(train: Command) -> None:
     assert second == pytest.approx(run.metrics["val/acc"])
     done = train("half", "trainer.val_check_interval=0.5")
     assert "because of trainer.val_check_interval=0.5" in done.out or done.status == 0
-    assert finished(done, "half").metrics["epochs"] == 2
+    half = finished(done, "half")
+    assert half.metrics["epochs"] == 2
+    events = EventAccumulator(str(half.folder)).Reload().Scalars("val/acc")
+    assert [event.step for event in events] == [5, 10, 15, 20]  # no epochs: two are of each
 
 
 def test_a_dry_run_leaves_no_run(train: Command, tmp_path: Path) -> None:

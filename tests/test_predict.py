@@ -198,7 +198,10 @@ def test_save_draws_a_row_a_photo(
     picture(40).save(other)
     one, two = tmp_path / "one.png", tmp_path / "two.png"
     assert command("predict", tiny_run, photo, "--save", one).status == 0
-    assert command("predict", tiny_run, photo, other, "--save", two).status == 0
+    slides = ("--figures", tmp_path / "slides")
+    assert command("predict", tiny_run, photo, other, "--save", two, *slides).status == 0
+    assert len(list((tmp_path / "slides").glob("predictions-1-*"))) == 4
+    assert "--force overwrites it" in command("predict", tiny_run, photo, *slides).err
     with Image.open(one) as first, Image.open(two) as second:
         assert first.width == second.width
         assert second.height - first.height == pytest.approx(300, abs=1)

@@ -49,13 +49,10 @@ def comparison_page(table: Table, groups: list[Group]) -> str:
         split=SPLITS[table.split],
         significant=SIGNIFICANT,
         chart=svg(
-            figures.ladder(
+            figures.baselines(
                 [row.name for row in rows],
                 [row.accuracy / 100 for row in rows],
-                [
-                    None if row.low is None or row.high is None else (row.low / 100, row.high / 100)
-                    for row in rows
-                ],
+                [row.interval for row in rows],
             ),
             "Accuracy of each group with its 95 % interval, as in the table.",
         ),

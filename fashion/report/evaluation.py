@@ -152,7 +152,9 @@ class Evaluation:
         }
         buffers = {name: io.BytesIO() for name in drawn}
         for name, figure in drawn.items():
-            figure.savefig(buffers[name], format="png", dpi=150)
+            figure.savefig(
+                buffers[name], format="png", dpi=200 if name == "confusion_matrix" else 150
+            )
         return {name: buffer.getvalue() for name, buffer in buffers.items()}
 
     def sentence(self, true: int, predicted: int) -> str:

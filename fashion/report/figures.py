@@ -6,9 +6,9 @@ on a phone; a page sets several side by side.
 """
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -67,8 +67,9 @@ def confusion_matrix(counts: Int[np.ndarray, "classes classes"], classes: Sequen
     times as large, would leave no contrast among them.
     """
     strength = error_strength(counts)
-    size = 11 * min(1.0, 10 / len(classes)) ** 0.8
-    figure = Figure((6.4, 6.0), layout="constrained")
+    # Small in relation to its text, so that it can be read as a thumbnail in TensorBoard.
+    size = (11 if counts.max() < 1000 else 9) * min(1.0, 10 / len(classes)) ** 0.8  # noqa: PLR2004
+    figure = Figure((4.8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(strength, cmap=ERRORS, vmin=0, vmax=1, aspect="auto")
     for (row, column), count in np.ndenumerate(counts):
@@ -83,7 +84,7 @@ def confusion_matrix(counts: Int[np.ndarray, "classes classes"], classes: Sequen
                 ha="center",
                 va="center",
             )
-    ticks, label_size = range(len(classes)), min(9.0, size)
+    ticks, label_size = range(len(classes)), min(10.0, size)
     axes.set_xticks(ticks, classes, size=label_size, color=INK, rotation=45, ha="left")
     axes.set_yticks(ticks, classes, size=label_size, color=INK)
     axes.xaxis.tick_top()
@@ -147,7 +148,7 @@ def learning_curve(
     if axes.get_legend_handles_labels()[1]:
         _legend(axes, columns=2)
     axes.margins(y=0.12)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    _whole_numbers(axes, epochs)
     if quantity == "acc":
         axes.yaxis.set_major_formatter(_percent)
     return figure
@@ -184,44 +185,47 @@ def class_intervals(scores: Sequence[ClassScore], classes: Sequence[str]) -> Fig
     return figure
 
 
-def ladder(
+def baselines(
     names: Sequence[str],
     accuracies: Sequence[float],
     intervals: Sequence[tuple[float, float] | None],
-    steps: Sequence[tuple[str, bool]] = (),
+    differences: Sequence[tuple[str, bool]] = (),
+    title: str = "",
 ) -> Figure:
-    """Draw configurations by accuracy, one row each, and the differences between neighbors.
+    """Draw configurations by accuracy, one row each, and at the right their differences.
 
     Args:
         names: of the configurations.
         accuracies: 0..1, the highest first.
         intervals: of the accuracies; None, of a single run, is drawn as a ring.
-        steps: of each row to the one above it: a text, and whether the gain is significant.
+        differences: of the rows, from the first: a text, and whether the difference is significant.
+        title: of the differences' column.
     """
-    figure, axes = _chart(7.6 if steps else 4.8, 0.5 + 0.75 * len(names), "")
-    for row, (name, accuracy, interval) in enumerate(
-        zip(names, accuracies, intervals, strict=True)
-    ):
+    figure, axes = _chart(7.6 if differences else 4.4, 0.7 + 0.5 * len(names), "")
+    for row, (accuracy, interval) in enumerate(zip(accuracies, intervals, strict=True)):
         if interval is not None:
             axes.hlines(row, *interval, color=ACCENT, lw=2.2)
         axes.plot(accuracy, row, "o", color=ACCENT if interval else PAPER, ms=6, mec=ACCENT)
-        label = f"{name}  {percent(accuracy, 2)}"
-        axes.text(accuracy, row - 0.2, label, color=INK, ha="center", parse_math=False)
-    for row, (text, significant) in enumerate(steps):
-        axes.text(
-            1.02,
-            row + 0.5,
-            f"{'▲' if significant else '·'} {text}",
-            transform=axes.get_yaxis_transform(),
-            color=INK if significant else MUTED,
-            size=9,
-            va="center",
-        )
-    axes.set_yticks([])
-    axes.set_ylim(len(names) - 0.5, -0.7)
+        text = percent(accuracy, 2)
+        axes.text(accuracy, row - 0.17, text, color=INK, size=9, ha="center")
+    labels = [textwrap.fill(name, 26, break_on_hyphens=False) for name in names]
+    axes.set_yticks(range(len(names)), labels, color=INK, parse_math=False)
+    axes.set_ylim(len(names) - 0.5, -0.6)
     axes.margins(x=0.15)
     axes.xaxis.set_major_formatter(_percent)
+    axes.xaxis.set_major_locator(MaxNLocator(3))
+    axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=FAINT, lw=0.6)
+    beside: dict[str, Any] = {
+        "transform": axes.get_yaxis_transform(),
+        "size": 9,
+        "parse_math": False,
+    }
+    for row, (text, significant) in enumerate(differences):
+        color, mark = (INK, "▲") if significant else (MUTED, "·")
+        axes.text(1.04, row, f"{mark} {text}", color=color, va="center", **beside)
+    if differences:
+        axes.text(1.04, -0.68, title, color=MUTED, va="bottom", **beside)
     return figure
 
 
@@ -319,7 +323,7 @@ def search_history(
     numbers: Sequence[int], accuracies: Sequence[float], whole: Sequence[bool]
 ) -> Figure:
     """Draw each trial's accuracy, 0..1, and the best so far of the completed ones (`whole`)."""
-    figure, axes = _chart(7.2, 3.1, "Accuracy by trial")
+    figure, axes = _chart(4.8, 3.1, "Accuracy by trial")
     x, y, ended = np.array(numbers), np.array(accuracies, dtype=float), np.array(whole, dtype=bool)
     axes.plot(x[~ended], y[~ended], "o", color=MUTED, mfc="none", ms=4, label="pruned")
     axes.plot(x[ended], y[ended], "o", color=ACCENT, ms=4, label="complete")
@@ -328,7 +332,7 @@ def search_history(
         axes.step(x[ended], best, where="post", color=INK, lw=1, label="best so far")
     _focus(axes, y)
     axes.set_xlabel("trial")
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    _whole_numbers(axes, numbers)
     axes.yaxis.set_major_formatter(_percent)
     _legend(axes, columns=3)
     return figure
@@ -340,7 +344,7 @@ def search_curves(curves: Sequence[tuple[Mapping[int, float], bool]]) -> Figure:
     Args:
         curves: per trial epoch -> accuracy, 0..1, and whether it is complete.
     """
-    figure, axes = _chart(7.2, 3.6, "Validation accuracy by epoch")
+    figure, axes = _chart(4.8, 3.4, "Validation accuracy by epoch")
     for curve, whole in sorted(curves, key=lambda pair: pair[1]):
         axes.plot(
             list(curve),
@@ -353,14 +357,14 @@ def search_curves(curves: Sequence[tuple[Mapping[int, float], bool]]) -> Figure:
         )
     _focus(axes, np.array([value for curve, _ in curves for value in curve.values()], dtype=float))
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    _whole_numbers(axes, [epoch for curve, _ in curves for epoch in curve])
     axes.yaxis.set_major_formatter(_percent)
     return figure
 
 
 def importances(shares: Mapping[str, float]) -> Figure:
     """Draw the importance of each parameter, 0..1, in the order given."""
-    figure, axes = _chart(7.2, 0.9 + 0.3 * len(shares), "")
+    figure, axes = _chart(4.8, 0.9 + 0.3 * len(shares), "")
     rows = np.arange(len(shares))
     axes.barh(rows, list(shares.values()), height=0.6, color=ACCENT)
     axes.set_yticks(rows, list(shares))
@@ -379,7 +383,7 @@ def search_slice(
     log: bool,
 ) -> Figure:
     """Draw accuracy, 0..1, against one parameter's value, over the trials that have it."""
-    figure, axes = _chart(3.4, 2.6, name)
+    figure, axes = _chart(4.4, 3.0, name)
     axes.title.set_fontsize(9)
     y, ended = np.array(accuracies, dtype=float), np.array(whole, dtype=bool)
     numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in values)
@@ -401,6 +405,14 @@ def search_slice(
     _focus(axes, y)
     axes.yaxis.set_major_formatter(_percent)
     return figure
+
+
+def _whole_numbers(axes: Axes, numbers: Iterable[int] | Iterable[float]) -> None:
+    """Label an axis of epochs or trials with whole numbers alone, also where there is only one."""
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    if len(only := set(numbers)) == 1:
+        (number,) = only
+        axes.set_xticks([number])
 
 
 def _focus(axes: Axes, accuracies: Float[np.ndarray, " n"]) -> None:
@@ -505,35 +517,31 @@ def _floats(values: Series) -> Float[np.ndarray, " n"]:
     return np.array(values, dtype=float)
 
 
-def photo_figure(
-    names: Sequence[str],
-    photos: Sequence[Image],
-    images: Sequence[UInt8[np.ndarray, "28 28"]],
-    likeliest: Sequence[Mapping[str, float]],
-    remarks: Sequence[Sequence[str]],
-) -> Figure:
-    """One row per photo: the photo, what the network sees of it, the likeliest classes.
+class PredictedPhoto(NamedTuple):
+    """A photo, and what a network makes of it."""
 
-    Args:
-        names: of the photos.
-        photos: RGB.
-        images: the photos in the dataset's format.
-        likeliest: the same number of classes for each photo, with probabilities, likeliest first.
-        remarks: sentences under them.
-    """
+    name: str
+    photo: Image  # RGB
+    image: UInt8[np.ndarray, "28 28"]  # the photo in the dataset's format
+    likeliest: Mapping[str, float]  # the same number of classes for each, the likeliest first
+    remarks: Sequence[str]  # sentences
+
+
+def predicted_photos(photos: Sequence[PredictedPhoto]) -> Figure:
+    """Draw a row per photo: the photo, what the network sees of it, the likeliest classes."""
     head, row = 0.45, 2.0  # inches
-    height = head + row * len(names)
+    height = head + row * len(photos)
     figure = Figure(figsize=(7.6, height), facecolor=PAPER)
-    grid = figure.subplots(len(names), 3, squeeze=False, width_ratios=(1, 1, 1.7))
+    grid = figure.subplots(len(photos), 3, squeeze=False, width_ratios=(1, 1, 1.7))
     figure.subplots_adjust(0.02, 0.5 / height, 0.98, 1 - head / height, wspace=0.1, hspace=0.33)
     for title, axes in zip(("Photo", "What the network sees", "Likeliest"), grid[0], strict=True):
         axes.set_title(title, fontsize=9, color=MUTED, loc="left", pad=8)
-    rows = zip(grid, names, photos, images, likeliest, remarks, strict=True)
-    for (left, middle, right), name, photo, image, classes, sentences in rows:
+    for (left, middle, right), each in zip(grid, photos, strict=True):
+        name, photo, image, classes, sentences = each
         left.imshow(photo)
         middle.imshow(image, cmap="gray", vmin=0, vmax=255)
         for axes in (left, middle):
-            axes.set(xticks=[], yticks=[], anchor="W")
+            axes.set(xticks=[], yticks=[], anchor="NW")
             axes.spines[:].set_color(FAINT)
         shown = textwrap.shorten(name, 30)
         left.set_xlabel(shown, fontsize=8, color=MUTED, loc="left", parse_math=False)
@@ -546,6 +554,7 @@ def photo_figure(
             right.text(0, position - 0.22, label, parse_math=False, **style)
             right.text(1, position - 0.22, percent(probability), ha="right", **style)
         right.set(xlim=(0, 1), ylim=(len(classes) - 0.4, -0.6), xticks=[], yticks=[])
+        right.set_facecolor("none")
         right.spines[:].set_visible(False)
         text = "\n".join(textwrap.fill(sentence, 60) for sentence in sentences)
         right.set_xlabel(text, fontsize=7, color=MUTED, loc="left")

@@ -32,7 +32,7 @@ from fashion.runs.files import atomic_write
 from fashion.runs.run import Run
 
 TEMPLATES = Path(__file__).parent / "templates"
-GOOD_ENOUGH = 0.85  # accuracy from which a model's disagreement with a label is listed
+GOOD_ENOUGH = 0.9  # accuracy from which a model's disagreement with a label is listed
 SHOWN = 1000  # mistakes
 HEATS = 7  # shades of an error in page.css
 FILES = {"val": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}

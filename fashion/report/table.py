@@ -63,6 +63,11 @@ class Row(NamedTuple):
     out_of_fold: float | None  # accuracy over all images, where all folds are there
     metrics: dict[str, float]  # the user's own, means
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Return the 95 % t-interval as fractions; None where n = 1."""
+        return None if self.low is None or self.high is None else (self.low / 100, self.high / 100)
+
 
 class Comparison(NamedTuple):
     """A group's mean accuracy minus the baseline's, in percentage points."""
@@ -421,6 +426,13 @@ def p_value(value: float | None) -> str:
     if value is None:
         return DASH
     return "< 0.001" if value < 0.001 else f"{value:.3f}"  # noqa: PLR2004 - as far as is shown
+
+
+def difference_text(found: Comparison) -> str:
+    """Return a difference with its interval and its corrected p-value."""
+    p = p_value(found.p_holm)
+    p = p if p.startswith("<") else f"= {p}"
+    return f"{found.difference:+.2f} ({found.low:+.2f} to {found.high:+.2f}), p {p}"
 
 
 def render_markdown(table: Table) -> str:

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 # Attributes of a study: what it is a search of; the hours for which it was searched.
 IDENTITY, SPENT = "search", "hours"
+# What a search that begins may find in its folder: its own, of another worker, and Hydra's.
+OWN = ("trials", "trials.lock", "workers", "multirun.yaml", ".submitit")
 
 
 class TimeBudgetExceeded(BaseException):
@@ -93,6 +95,8 @@ class Search:
             UserError: it is a search of something else, or the storage cannot be used.
         """
         storage = self.config.storage or f"sqlite:///{(self.folder / 'study.db').resolve()}"
+        if self.config.storage is None and not (self.folder / "study.db").exists():
+            self._refuse_other_files()
         pruning = self.config.pruning
         study = open_study(
             storage,
@@ -109,6 +113,7 @@ class Search:
         own = self._identity()
         before = study.user_attrs.get(IDENTITY)
         if before is None:
+            self._refuse_other_files()
             if (self.folder / "trials").exists():
                 raise UserError(
                     f"{self.folder} holds trials, and {self.name} in {without_password(storage)} "
@@ -122,6 +127,19 @@ class Search:
                 "Continue that one by its own command, or give this one a name=NAME of its own."
             )
         return study
+
+    def _refuse_other_files(self) -> None:
+        """Raises UserError: the folder holds what no search has written, so that it is not ours."""
+        if not self.folder.is_dir():
+            return
+        names = sorted(path.name for path in self.folder.iterdir())
+        others = [name for name in names if name not in OWN and "study.db" not in name]
+        if others:
+            shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")  # noqa: PLR2004
+            raise UserError(
+                f"{self.folder} holds files that are not a search's ({shown}). They are left as "
+                "they are; give this search a folder=FOLDER of its own."
+            )
 
     def _identity(self) -> dict[str, str]:
         """Return what the values of its trials depend on, as flat keys and JSON values."""

@@ -1,4 +1,4 @@
-"""Lightning callbacks: seeding, timing, history, interruption, progress, pruning."""
+"""Lightning callbacks: seeding, timing, history, interruption, progress, gradients, pruning."""
 
 import contextlib
 import csv
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
-from torch import Tensor
+from torch import Tensor, nn
 
 from fashion.config import NonNegativeFloat, NonNegativeInt, PositiveInt
 from fashion.data.datamodule import epoch_seed
@@ -301,6 +301,23 @@ class EpochTable(Checkpoint):
 
 def _cell(value: Tensor | None, factor: int, digits: int) -> str:
     return "-" if value is None else f"{factor * float(value):.{digits}f}"
+
+
+class GradientNorm(Callback):
+    """Logs train/gradient_norm: the L2 norm of the gradients before clipping, mean of an epoch."""
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self._norms: list[Tensor] = []
+
+    def on_before_optimizer_step(self, _: pl.Trainer, module: pl.LightningModule, *__: Any) -> None:
+        gradients = [each.grad for each in module.parameters() if each.grad is not None]
+        self._norms.append(nn.utils.get_total_norm(gradients))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._norms:
+            mean = torch.stack(self._norms).mean()
+            pl_module.log("train/gradient_norm", mean, logger=False)  # for history.csv
+            pl_module.log_epoch({"train/gradient_norm": mean.item()}, trainer.global_step)  # type: ignore[operator]
 
 
 class OptunaPruning(Callback):

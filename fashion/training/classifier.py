@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from jaxtyping import Float, Num, UInt8
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from fashion.config import Fraction, PositiveFloat, PositiveInt, build
 from fashion.data import CLASSES
-from fashion.data.datamodule import EVAL_BATCH_SIZE, Batch, normalize
+from fashion.data.datamodule import EVAL_BATCH_SIZE, Batch, normalize, reduce_resolution
 from fashion.errors import DivergenceError, UserError
 from fashion.runs import untrusted
 from fashion.training.optimizers import configure
@@ -79,6 +80,7 @@ class Classifier(pl.LightningModule):
         loss: a section or callable: (logits, targets) -> scalar; None for cross-entropy.
         metrics: metrics beside accuracy, by name: sections or torchmetrics objects.
         classes: names of the classes.
+        resolution: of the data; raw images are brought to it.
         class_counts: training images of each class, for losses that weight them.
         steps: (optimizer steps of the training, steps per epoch); None asks the Trainer.
     """
@@ -92,6 +94,7 @@ class Classifier(pl.LightningModule):
         loss: Callable[[Tensor, Tensor], Tensor] | Section | None = None,
         metrics: Mapping[str, Metric | Section] | None = None,
         classes: Sequence[str] = CLASSES,
+        resolution: int = 28,
         class_counts: Sequence[int] = (),
         steps: tuple[int, int] | None = None,
     ) -> None:
@@ -99,10 +102,12 @@ class Classifier(pl.LightningModule):
         given = {"network": network, "optimizer": optimizer, "scheduler": scheduler, "loss": loss}
         plain = {key: dict(value) for key, value in given.items() if isinstance(value, Mapping)}
         self.save_hyperparameters(
-            plain | {"classes": list(classes), "metrics": _plain_metrics(metrics or {})},
+            plain
+            | {"classes": list(classes), "resolution": resolution}
+            | {"metrics": _plain_metrics(metrics or {})},
             logger=False,
         )
-        self.classes = tuple(classes)
+        self.classes, self.resolution = tuple(classes), resolution
         built = _built("model.network", network, {"num_classes": len(classes)})
         if not isinstance(built, nn.Module):
             raise UserError(f"model.network: {type(built).__name__} is no torch.nn.Module.")
@@ -136,8 +141,13 @@ class Classifier(pl.LightningModule):
             images: uint8 (batch, 28, 28), 0..255, normalized here; or float (batch, 1, 28, 28),
                 normalized already, as the LightningDataModule's batches are.
         """
-        logits: Tensor = self.network(normalize(images) if images.dtype == torch.uint8 else images)
+        raw = images.dtype == torch.uint8
+        logits: Tensor = self.network(self.normalize(images) if raw else images)
         return logits.float()  # whatever precision training computes in
+
+    def normalize(self, images: Num[Tensor, "batch 28 28"]) -> Float[Tensor, "batch 1 28 28"]:
+        """Return raw images, 0..255, as the network takes them."""
+        return normalize(reduce_resolution(images, self.resolution))
 
     def shared_step(self, batch: Sequence[Tensor], split: str) -> Float[Tensor, "batch classes"]:
         """Return the logits of a batch, and keep them for the metrics at the epoch's end."""
@@ -196,8 +206,7 @@ class Classifier(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         self._outputs["train"].clear()  # of an epoch that was interrupted
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        for logger in self.loggers:
-            logger.log_metrics({"lr": rate}, self.global_step + 1)
+        self.log_epoch({"lr": rate}, self.global_step + 1)
 
     def on_train_epoch_end(self) -> None:
         if not all(weight.isfinite().all() for weight in self.parameters()):
@@ -230,12 +239,23 @@ class Classifier(pl.LightningModule):
         # Not True, with which Lightning warns where there is no logger.
         self.log_dict(values, logger=False if fitting else None, sync_dist=True)
         if fitting and not self.trainer.sanity_checking:
-            for logger in self.loggers:
-                logger.log_metrics(
-                    {key: value.item() for key, value in values.items()}
-                    | {"epoch": self.current_epoch + 1},
-                    self.global_step,
-                )
+            numbers = {key: value.item() for key, value in values.items()}
+            self.log_epoch(numbers, self.global_step)
+
+    def log_epoch(self, values: dict[str, float], step: int) -> None:
+        """Log an epoch's values: for TensorBoard against epochs, so that batch sizes compare.
+
+        Against steps where an epoch has several validations. Other loggers get the epoch as one
+        value.
+        """
+        epoch = self.current_epoch + 1
+        interval = self.trainer.val_check_batch  # None: a time
+        one_each = interval is not None and interval >= self.trainer.num_training_batches
+        for logger in self.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_metrics(values, epoch if one_each else step)
+            else:
+                logger.log_metrics(values | {"epoch": epoch}, step)
 
     def extra_metrics(
         self, split: str, probabilities: Float[Tensor, "n classes"], labels: Tensor
@@ -415,10 +435,14 @@ def load_classifier(run: "Run", command: str | None = None) -> Classifier:
     section = run.section("model.network", command or run.command("evaluate", "--trust"))
     data = run.config.data
     classes = data.get("classes") or CLASS_NAMES.get(data.get("dataset", "FashionMNIST"), CLASSES)
+    options: dict[str, Any] = {
+        "classes": list(classes),
+        "resolution": data.get("resolution", 28),
+    }
     with torch.device("meta"):  # which takes no memory, however large the network
-        probe = Classifier(section, classes=list(classes))
+        probe = Classifier(section, **options)
         load_weights(probe, content, path, assign=True)
-    classifier = Classifier(section, classes=list(classes))
+    classifier = Classifier(section, **options)
     load_weights(classifier, content, path)
     return classifier.eval()
 
@@ -455,7 +479,7 @@ def predict_probabilities(
     classifier.eval()
     probabilities = torch.cat(
         [
-            classifier(normalize(part.to(classifier.device))).softmax(1).cpu()
+            classifier(classifier.normalize(part.to(classifier.device))).softmax(1).cpu()
             for part in images.split(EVAL_BATCH_SIZE)
         ]
     )
@@ -465,20 +489,20 @@ def predict_probabilities(
 
 
 def penultimate_features(
-    network: nn.Module, images: UInt8[Tensor, "n 28 28"]
+    classifier: Classifier, images: UInt8[Tensor, "n 28 28"]
 ) -> Float[Tensor, "n features"] | None:
     """Return the input of the last `nn.Linear` to work, or None if there is none."""
     given: list[Tensor] = []
     hooks = [
         layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
-        for layer in network.modules()
+        for layer in classifier.network.modules()
         if isinstance(layer, nn.Linear)
     ]
     features = []
     with torch.inference_mode():
         for part in images.split(EVAL_BATCH_SIZE):
             given.clear()
-            network(normalize(part))
+            classifier(part)
             features += [layer.flatten(1) for layer in given[-1:]]
     for hook in hooks:
         hook.remove()

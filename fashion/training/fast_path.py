@@ -48,7 +48,10 @@ class ChunkedClassifier(Classifier):
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer)  # noqa: S101 - there is one of each
         assert isinstance(scheduler, LRScheduler)  # noqa: S101
-        for part in zip(*(tensor.split(self.batch_size) for tensor in batch), strict=True):
+        parts = list(zip(*(tensor.split(self.batch_size) for tensor in batch), strict=True))
+        # Under this number Lightning logs; it counts a call as one step.
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped += len(parts) - 1  # noqa: SLF001
+        for part in parts:
             self.manual_backward(super().training_step(part))
             optimizer.step()
             optimizer.zero_grad()

@@ -64,7 +64,11 @@ def test_confusion_matrix() -> None:
     assert texts(figure)[:3] == ["96", "1,104", "96"]
     assert len(texts(figure)) == 11  # a zero stays blank
     assert [axes.texts[1].get_position(), axes.texts[1].get_color()] == [(1, 0), figures.PAPER]
-    assert draw(figure).shape == (600, 640, 3)
+    assert draw(figure).shape == (450, 480, 3)
+    # TensorBoard's thumbnails are some 330 pixels wide: there the text is to be 7 pixels high.
+    labels = [*axes.texts, *axes.get_xticklabels(), *axes.get_yticklabels()]
+    height = min(text.get_fontsize() for text in labels) / 72 * 330 / figure.get_figwidth()
+    assert height > 7
 
 
 def test_confusion_matrix_of_many_classes_has_smaller_text() -> None:
@@ -123,6 +127,7 @@ def test_learning_curve_of_what_there_is() -> None:
     assert draw(figures.learning_curve(nothing, "loss", 1)).std() != 0
     single = figures.learning_curve({"epoch": [1], "val/acc": [0.5]}, "acc", None)
     assert single.axes[0].lines[0].get_marker() == "o"
+    assert single.axes[0].get_xticks().tolist() == [1]
 
 
 def score(label: int, value: float) -> ClassScore:
@@ -162,18 +167,20 @@ def test_reliability_diagram_leaves_empty_bins_out() -> None:
     draw(figure)
 
 
-def test_ladder_marks_the_real_gains() -> None:
-    figure = figures.ladder(
+def test_baselines_mark_significant_differences() -> None:
+    figure = figures.baselines(
         ["cnn", "best", "mlp"],
         [0.916, 0.9, 0.872],
         [(0.914, 0.918), None, (0.868, 0.876)],
-        [("+1.60 points", True), ("+2.80 points\nnot one", False)],
+        [("+1.60", True), ("+2.80", False)],
+        "minus the row below",
     )
     assert texts(figure) == [
-        *("cnn  91.60 %", "best  90.00 %", "mlp  87.20 %"),
-        *("▲ +1.60 points", "· +2.80 points\nnot one"),
+        *("91.60 %", "90.00 %", "87.20 %"),
+        *("▲ +1.60", "· +2.80", "minus the row below"),
     ]
     (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cnn", "best", "mlp"]
     colours = [to_rgba(line.get_markerfacecolor()) for line in axes.lines]
     assert [colour == to_rgba(figures.ACCENT) for colour in colours] == [True, False, True]
     assert [[x for x, _ in part.get_segments()[0]] for part in axes.collections] == [
@@ -252,6 +259,8 @@ def test_a_search_s_history_shows_the_best_of_what_was_trained_to_the_end() -> N
 
 def test_a_search_s_curves_are_faint_where_they_were_pruned() -> None:
     figure = figures.search_curves([({1: 0.5, 2: 0.6}, True), ({1: 0.4}, False)])
+    first = figures.search_curves([({1: 0.5}, True)])
+    assert first.axes[0].get_xticks().tolist() == [1]
     colors = [line.get_color() for line in figure.axes[0].lines]
     assert colors == [figures.MUTED, figures.ACCENT]  # the others are drawn over them
     draw(figure)

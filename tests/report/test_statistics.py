@@ -118,6 +118,7 @@ class Recipe:
         return self.level + ease + luck + self.chance * random.normal(size=(runs, len(ease))) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("runs", "luck"),
     [((3, 3), 0.0), ((3, 3), 0.1), ((5, 5), 0.0), ((5, 5), 0.1), ((3, 5), 0.03), ((1, 5), 0.1)],

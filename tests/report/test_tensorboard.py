@@ -50,6 +50,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> list[Run]
             *("train", "-m", *tiny_overrides(tiny_data)),
             *("model=mlp", "model.network.dense=[8]", "trainer.max_epochs=2"),
             *("optimizer.lr=0.001,0.01", f"hydra.sweep.dir={folder}/grid"),
+            "+callbacks.norm._target_=fashion.training.callbacks.GradientNorm",
         )
     assert status == 0
     return Run.find(folder)
@@ -111,8 +112,10 @@ def test_every_run_has_its_scalars(ask: Ask, grid: list[Run]) -> None:
     for run in grid:
         curves = {"train/acc", "train/loss", "val/acc", "val/loss"}
         assert curves <= set(tags[name(run)])
-        points = answer(ask, "plugin/scalars/scalars", run=name(run), tag="val/acc")
-        assert len(points) == 2
+        for tag in (*curves, "lr", "train/gradient_norm"):
+            points = answer(ask, "plugin/scalars/scalars", run=name(run), tag=tag)
+            assert [step for _, step, _ in points] == [1, 2]  # epochs, whatever the batch size
+        assert "epoch" not in tags[name(run)]
         # Charts of a single value come after the curves.
         single = [tag for tag in tags[name(run)] if tag.startswith(tensorboard.REPORTED)]
         assert single
@@ -254,6 +257,6 @@ def test_writing_it_again_prints_nothing(
     evaluation = evaluate(classifier, open_data(run), "val")
     for _ in range(2):
         with SummaryWriter(tmp_path) as writer:
-            tensorboard.write_evaluation(writer, 1, classifier.network, evaluation)
+            tensorboard.write_evaluation(writer, 1, classifier, evaluation)
     assert capfd.readouterr().out == ""
     assert len(list(tmp_path.rglob("tensors.tsv"))) == 1

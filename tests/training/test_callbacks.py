@@ -244,3 +244,27 @@ def test_images_of_an_unfinished_epoch_are_not_counted() -> None:
     timing.on_train_epoch_start(trainer, MODULE)
     timing.on_train_batch_end(trainer, MODULE, None, (0, [0] * 7), 0)
     assert timing.images_per_second == 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("batch_size", "overrides", "callbacks"),
+    [
+        (300, ("trainer.gradient_clip_val=0.001",), ()),  # one step, clipped after it is measured
+        (32, (), (StopIn(9),)),  # ten steps, in the ordinary loop and without it
+    ],
+)
+def test_gradient_norm(
+    batch_size: int,
+    overrides: tuple[str, ...],
+    callbacks: tuple[Callback, ...],
+    tmp_path: Path,
+    tiny_data: Path,
+) -> None:
+    key = "+callbacks.norm._target_=fashion.training.callbacks.GradientNorm"
+    common = (key, "trainer.max_epochs=1", f"data.batch_size={batch_size}")
+    plain = fitted(tmp_path / "plain", tiny_data, *common)
+    other = fitted(tmp_path / "other", tiny_data, *common, *overrides, callbacks=callbacks)
+    (norm,) = plain.run.history["train/gradient_norm"]
+    assert norm > 0.1
+    assert other.run.history["train/gradient_norm"] == [pytest.approx(norm)]

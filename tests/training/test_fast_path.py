@@ -100,6 +100,9 @@ def test_both_ways_give_the_same_weights_bit_for_bit(
         assert histories[0][key] == histories[1][key], key
     last = [torch.load(made.run.last_checkpoint) for made in (chunked, single)]
     assert last[0]["global_step"] == last[1]["global_step"] == 2 * -(-300 // batch_size)
+    for each in last:  # by which Lightning logs what other callbacks log
+        loop = each["loops"]["fit_loop"]["epoch_loop.state_dict"]
+        assert loop["_batches_that_stepped"] == each["global_step"]
 
 
 def test_a_chunk_is_split_into_steps() -> None:

@@ -194,10 +194,11 @@ def test_a_resumed_run_drops_events_beyond_its_checkpoint(tmp_path: Path) -> Non
     for steps, value in ((0, 1.0), (2, 2.0)):
         logger = EventLogger(str(tmp_path), steps=steps)
         for step in range(steps + 1, 5):
-            logger.log_metrics({"x": value}, step)
+            logger.log_metrics({"x": value, "epoch": 0}, step)  # the epoch is Lightning's
         logger.save()
         logger.experiment.close()
     assert events(tmp_path, "x") == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
+    assert EventAccumulator(str(tmp_path)).Reload().Tags()["scalars"] == ["x"]
 
 
 def test_loggers_write_into_the_run_folder(tmp_path: Path) -> None:
