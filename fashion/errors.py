@@ -28,6 +28,10 @@ EXTRAS = {"joblib": "parallel", "submitit": "slurm", "ray": "ray"}
 class UserError(Exception):
     """An error that its user can fix: commands print the message alone, without a traceback."""
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what a notebook prints (IPython calls this): the message alone."""
+        return [f"error: {message(self)}"]
+
 
 class DivergenceError(UserError):
     """The loss or the weights of a training are no longer finite."""
