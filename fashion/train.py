@@ -131,8 +131,8 @@ def _job(config: DictConfig) -> float | None:
     run = Run(output.relative_to(here) if inside else output)
     base = Path(HydraConfig.get().runtime.cwd)
     schema.anchor(config, base)
-    if config.resume is not None and here != base:  # hydra.job.chdir
-        config.resume = str(base / Path(config.resume).expanduser())
+    if config.resume is not None:
+        os.chdir(base)  # with hydra.job.chdir, that of a new run, which there is not
     alone = HydraConfig.get().mode == RunMode.RUN
     launcher = HydraConfig.get().launcher._target_
     elsewhere = not alone and "BasicLauncher" not in launcher

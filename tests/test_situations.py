@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from conftest import Command, Outcome, make_data, tiny_overrides
+from lightning_utilities.core.rank_zero import rank_zero_only
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import fashion
@@ -31,11 +32,9 @@ pytestmark = pytest.mark.slow
 
 SMOKE = ("trainer=smoke", "model=linear")
 # What Slurm sets in a job; the second of its tasks.
-SLURM = {
-    **{"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "77"},
-    **{"SLURM_NODEID": "0", "SLURM_NODELIST": "localhost"},
-    **{"SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
-}
+SLURM = {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "77"}
+SLURM |= {"SLURM_NODEID": "0", "SLURM_NODELIST": "localhost"}
+SLURM |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
 SECOND_TASK = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
 TWO_DEVICES = ("trainer.devices=2", "trainer.strategy=ddp")
 
@@ -119,7 +118,7 @@ def test_a_run_leaves_a_folder_with_files_alone(train: Command) -> None:
     # What another program of Hydra's has written is no run either.
     Path("mine/.hydra").mkdir()
     Path("mine/.hydra/config.yaml").write_text("db: mysql\n")
-    refused(train("hydra.run.dir=mine"), "mine holds a run of another configuration")
+    refused(train("hydra.run.dir=mine"), "mine/.hydra/config.yaml is no run's configuration")
     assert content("mine").items() >= before.items()
 
 
@@ -143,7 +142,7 @@ def test_others_that_are_refused_leave_one_s_own_empty_folder(
 ) -> None:
     for name in ("api", "grid/seed-0", "search"):
         Path(name).mkdir(parents=True)
-    with pytest.raises(UserError, match="optimizer.lr"):
+    with pytest.raises(UserError, match="lr = -1"):
         fashion.fit("hydra.run.dir=api", "optimizer.lr=-1")
     subdir = "hydra.sweep.subdir=seed-${seed}"
     refused(train("-m", "seed=0,1", "hydra.sweep.dir=grid", subdir, "optimizer.lr=-1"), "2 run(s)")
@@ -235,8 +234,6 @@ def test_a_job_that_slurm_ends_goes_on_when_it_is_requeued(
 def test_the_second_task_s_run_of_one_process_has_all_its_files(
     train: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lightning.pytorch.utilities.rank_zero import rank_zero_only
-
     for name, value in (SLURM | SECOND_TASK | {"SLURM_JOB_NAME": "myjob"}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(rank_zero_only, "rank", 1)  # as Lightning reads it when it is imported
@@ -304,14 +301,13 @@ def test_sigterm_ends_a_process_that_waits_for_the_others(tiny_data: Path) -> No
 
 
 def test_later_epochs_are_shown_last_whatever_the_clock_says(
-    train: Command, monkeypatch: pytest.MonkeyPatch
+    train: Command, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = time.time
-    given = ("trainer.limit_train_batches=2", "hydra.run.dir=run")
     with monkeypatch.context() as ahead:
         ahead.setattr(time, "time", lambda: real() + 1e7)
-        assert train("trainer.max_epochs=1", *given).status == 0
-    done = train("trainer.max_epochs=3", "resume=run", "hydra.run.dir=other")
+        assert train("hydra.run.dir=run").status == 0
+    done = command("train", "trainer.max_epochs=3", "resume=run", "hydra.run.dir=other")
     assert done.status == 0, done.err
     run = Run(Path("run"))
     events = EventAccumulator("run").Reload()
@@ -401,10 +397,9 @@ def test_paths_hold_in_a_changed_folder(
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
     assert command("evaluate", "../a").status == 0
-    for more in ((), ("hydra.job.chdir=true",)):
-        Path("../b/metrics.json").unlink()
-        done = command("train", "resume=../b", *more)
-        assert done.status == 0, done.err
+    Path("../b/metrics.json").unlink()
+    done = command("train", "resume=../b", "hydra.job.chdir=true")
+    assert done.status == 0, done.err
     assert Run(tmp_path / "b").config.init_from == str(tmp_path / "a")
     assert content(tmp_path / "data").keys() == {str(tmp_path / name) for name in before}
     assert {path.parent.parent.parent.name for path in tmp_path.rglob("*ubyte")} == {"data"}
@@ -416,7 +411,6 @@ def test_home(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     make_data(tmp_path / "home/my data")
     assert train('hydra.run.dir="~/a run"', 'data.root="~/my data"').status == 0
-    assert train('hydra.run.dir="~/b"', 'init_from="~/a run"').status == 0
     assert tune('folder="~/search"').status == 0
     assert Run(tmp_path / "home/a run").finished
     assert (tmp_path / "home/search/search.json").exists()
@@ -461,20 +455,19 @@ def test_printed_commands_can_be_pasted(train: Command, command: Command) -> Non
 # M. The table of epochs, on a terminal.
 
 
-@pytest.mark.parametrize("term", ["xterm", "dumb"])
-def test_an_epoch_is_one_line_at_60_columns(tiny_data: Path, term: str) -> None:
+def test_an_epoch_is_one_line_at_60_columns(tiny_data: Path) -> None:
     overrides = [*tiny_overrides(tiny_data), "model=linear", "trainer.max_epochs=2"]
     overrides += ["trainer.enable_progress_bar=true", "hydra.run.dir=run"]
     terminal, out = pty.openpty()
     termios.tcsetwinsize(out, (24, 60))
-    process = start("-m", "fashion.train", *overrides, stdout=out, variables={"TERM": term})
+    process = start("-m", "fashion.train", *overrides, stdout=out, variables={"TERM": "dumb"})
     os.close(out)
     shown = b""
-    with contextlib.suppress(OSError):  # the terminal's end
+    with process, contextlib.suppress(OSError):  # the terminal's end
         while part := os.read(terminal, 4096):
             shown += part
     os.close(terminal)
-    assert process.wait(60) == 0, process.communicate()[1]
+    assert process.returncode == 0, shown
     rows = [line for line in shown.decode().split("\r\n") if "/2 " in line]
     assert [row.split()[0] for row in rows] == ["1/2", "2/2"]
     drawn = [each for row in rows for each in row.split("\r") if each]
@@ -491,7 +484,7 @@ for name in ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty"):
     sys.modules[name] = None
 from lightning.pytorch.trainer.connectors import signal_connector
 signal_connector._IS_WINDOWS = True
-for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM", "SIGQUIT", "SIGKILL"):
+for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM", "SIGQUIT", "SIGKILL", "SIGSTOP"):
     delattr(signal, name)
 for name in ("fork", "sched_getaffinity", "getuid", "setsid", "killpg"):
     delattr(os, name)
