@@ -396,10 +396,11 @@ def _check_call(
     ]
     for parameter in values:
         if parameter not in known and not open_ended:
-            hint = did_you_mean(parameter, known)
+            # The Trainer's 40 names would hide the one that is meant.
+            hint = did_you_mean(parameter, known) or f" Known: {', '.join(sorted(known))}."
             raise UserError(
                 f"{key}.{parameter}: {name} has no such parameter.{hint} "
-                f"Known: {', '.join(sorted(known))}. ~{key}.{parameter} removes the key."
+                f"~{key}.{parameter} removes the key."
             )
     missing = [
         f"{key}.{p}"

@@ -190,6 +190,7 @@ def innermost(error: BaseException) -> BaseException:  # noqa: PLR0911 - a kind 
         ConfigCompositionException,
         HydraException,
         InstantiationException,
+        MissingConfigException,
         OverrideParseException,
     )
 
@@ -204,6 +205,15 @@ def innermost(error: BaseException) -> BaseException:  # noqa: PLR0911 - a kind 
         return innermost(error.__cause__)
     if isinstance(error, OverrideParseException):
         return UserError(_unparsable(error.override))
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        extra = next((x for package, x in EXTRAS.items() if name.startswith(package)), None)
+        if group == "hydra/launcher" and extra:
+            return UserError(f"{group}={name} is not installed: pip install '.[{extra}]'")
+        return UserError(
+            f"{group}={name}: there is no such option.{did_you_mean(name, error.options)} "
+            f"Options: {', '.join(error.options)}."
+        )
     if isinstance(error, ConfigCompositionException):
         if isinstance(error.__cause__, OverrideParseException):
             return innermost(error.__cause__)
@@ -236,9 +246,6 @@ def _uncomposable(error: BaseException) -> str:
             f"{key}: there is no such key.{did_you_mean(key, _known_keys())} "
             "python -m fashion.train --cfg job prints all keys; +KEY=VALUE adds one."
         )
-    for launcher, extra in EXTRAS.items():
-        if f"'hydra/launcher/{launcher}" in str(error):
-            return f"hydra/launcher={launcher} is not installed: pip install '.[{extra}]'"
     reason = f": {str(error.__cause__).splitlines()[0]}." if "merging" in str(error) else ""
     return str(error).partition("\nConfig search path")[0] + reason
 

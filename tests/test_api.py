@@ -144,7 +144,7 @@ def test_within_an_application_that_uses_hydra(tiny: list[str]) -> None:
     [
         ("optimizer.lr=0", r"^optimizer\.lr = 0: input should be greater than 0\.$"),
         ("optimiser.lr=1", r"optimiser: there is no such key\. Did you mean optimizer"),
-        ("model=none", "Could not find 'model/none'"),
+        ("model=none", "model=none: there is no such option."),
         ("resume=nowhere", "nowhere is not a run folder"),
     ],
 )

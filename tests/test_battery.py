@@ -234,8 +234,8 @@ COMMAND_LINES = {
     "train ++lr=0.1": "lr: there is no such key",
     "train ~nothing": "nothing",
     "train +model=cnn": "model",
-    "train model=../../etc/passwd": "Could not find 'model/../../etc/passwd'",
-    "train experiment=slow": "Could not find 'experiment/slow'",
+    "train model=../../etc/passwd": "model/../../etc=passwd: there is no such option.",
+    "train experiment=slow": "experiment=slow: there is no such option. Options: fast",
     "train name=null": "name = null: input should be a valid string",
     "train model=null": "Config group override must be a string or a list",
     "train trainer=3": "Config group override must be a string or a list",
@@ -261,7 +261,7 @@ COMMAND_LINES = {
     "train -m seed=-1,x": "seed = x: input should be a valid integer",
     "train -m test=true,true": "never reads the test set",
     "train -m trainer.devices=2": "Start such runs one by one",
-    "train -m hydra/launcher=none": "Could not find 'hydra/launcher/none'",
+    "train -m hydra/launcher=none": "hydra/launcher=none: there is no such option.",
     "train -m hydra.sweep.dir={place}/file seed=0,1": "file",
     # a search, as another sweeper has it
     "train -m optimizer.lr=interval(0.001,0.1)": "is python -m fashion.tune search=NAME: a range",
@@ -270,7 +270,7 @@ COMMAND_LINES = {
     "train -m 'optimizer.lr=tag(log,interval(0.1,1))'": "is python -m fashion.tune search=NAME:",
     # a search
     "tune --trials 9": "unrecognized arguments: --trials 9",
-    "tune search=none": "Could not find 'search/none'",
+    "tune search=none": "search=none: there is no such option. Options: deck",
     "tune search=deck optimizer.lr=0.1": "search.optimizer.lr: the configuration's own value, 0.1",
     "tune storage=nonsense": "storage is no URL of a database",
     "tune hours=0": "hours = 0",

@@ -108,6 +108,12 @@ class Evaluation:
             return None
         return metrics.scores(self.labels, self.calibrated)["ece"]
 
+    @property
+    def temperature_helps(self) -> bool:
+        """Return whether the temperature reduces the calibration error, as far as is shown."""
+        before, after = self.scores["ece"], self.ece_scaled
+        return after is not None and after < before and percent(after) != percent(before)
+
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """The flat keys of metrics.json, "val/acc" and so on.
@@ -282,10 +288,12 @@ def summary(found: Mapping[str, Any], split: str) -> str:
 def details(evaluation: Evaluation) -> str:
     """Return lines on calibration and the most confused pair, for the terminal."""
     calibration = f"  calibration error {percent(evaluation.scores['ece'])}"
-    if evaluation.ece_scaled is not None:
+    if evaluation.temperature is not None and evaluation.temperature_helps:
         calibration += (
             f", {percent(evaluation.ece_scaled)} at temperature {evaluation.temperature:.3g}"
         )
+    elif evaluation.temperature is not None:
+        calibration += f"; temperature {evaluation.temperature:.3g} does not reduce it"
     lines = [calibration]
     for pair in evaluation.pairs[:1]:
         first, second = evaluation.classes[pair.first], evaluation.classes[pair.second]

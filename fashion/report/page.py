@@ -278,7 +278,8 @@ def _facts(run_metrics: Mapping[str, Any]) -> dict[str, str]:
     if "epochs" in run_metrics:
         facts["Epoch"] = f"{facts['Epoch']} of {run_metrics['epochs']}"
     if isinstance(seconds := run_metrics.get("seconds"), int | float):
-        facts["Training"] = f"{seconds / 60:,.1f} minutes"
+        short = seconds < 120  # noqa: PLR2004
+        facts["Training"] = f"{seconds:.0f} seconds" if short else f"{seconds / 60:,.1f} minutes"
     for title, key in (("Images per second", "images_per_second"), ("Parameters", "parameters")):
         value = run_metrics.get(key)
         facts[title] = f"{value:,.0f}" if isinstance(value, int | float) else value
@@ -324,10 +325,9 @@ def conclusions(evaluation: Evaluation) -> list[str]:
             f"Most confused: {pair.first_as_second:,} {first} predicted as {second}, "
             f"{pair.second_as_first:,} {second} as {first}."
         )
-    before, after = evaluation.scores["ece"], evaluation.ece_scaled
-    if after is not None and percent(after) != percent(before) and after < before:
+    if evaluation.temperature_helps:
+        before, after = percent(evaluation.scores["ece"]), percent(evaluation.ece_scaled)
         found.append(
-            f"Temperature scaling reduces the expected calibration error from {percent(before)} "
-            f"to {percent(after)}."
+            f"Temperature scaling reduces the expected calibration error from {before} to {after}."
         )
     return found

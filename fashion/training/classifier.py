@@ -243,17 +243,16 @@ class Classifier(pl.LightningModule):
             self.log_epoch(numbers, self.global_step)
 
     def log_epoch(self, values: dict[str, float], step: int) -> None:
-        """Log an epoch's values: for TensorBoard against epochs, so that batch sizes compare.
+        """Log an epoch's values; TensorBoard gets the epoch as `step`, so that batch sizes compare.
 
-        Against steps where an epoch has several validations. Other loggers get the epoch as one
-        value.
+        Unless an epoch has several validations. Other loggers get the epoch as one of the values.
         """
         epoch = self.current_epoch + 1
-        interval = self.trainer.val_check_batch  # None: a time
-        one_each = interval is not None and interval >= self.trainer.num_training_batches
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_metrics(values, epoch if one_each else step)
+                interval = self.trainer.val_check_batch  # None: a time
+                once = interval is not None and interval >= self.trainer.num_training_batches
+                logger.log_metrics(values, epoch if once else step)
             else:
                 logger.log_metrics(values | {"epoch": epoch}, step)
 

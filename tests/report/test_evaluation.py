@@ -139,4 +139,6 @@ def test_summary() -> None:
     )
     lines = report.details(found).splitlines()
     assert "% at temperature 1.5" in lines[0]
+    sharper = made([0, 1, 2, 3], [0, 1, 2, 4], temperature=0.5)  # it was too sure before
+    assert "; temperature 0.5 does not reduce it" in report.details(sharper)
     assert lines[1] == "  most confused: 1 Dress as Coat, 0 Coat as Dress"
