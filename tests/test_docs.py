@@ -322,7 +322,8 @@ def commands() -> Iterator[str]:
 def overrides() -> Iterator[tuple[str, str]]:
     """Yield (configuration, `key=value ...`) from code within the pages' sentences and tables."""
     for page in PAGES:
-        if page in (EXTENDING, CHANGELOG):  # quote another project, and names of the past
+        # Quote another project and names of the past; or options that --config-dir adds.
+        if page in (EXTENDING, CHANGELOG) or page.is_relative_to(ROOT / "examples"):
             continue
         for code in re.findall(r"`([^`]+)`", prose(page)):
             words = shlex.split(code) if code.count("'") % 2 == 0 else []
