@@ -47,10 +47,10 @@ def fit(*overrides: str) -> "Run":
     from omegaconf import open_dict, read_write
     from omegaconf.errors import OmegaConfBaseException
 
-    from fashion.config import CONF, start_afresh
+    from fashion.config import CONF, anchor, start_afresh
     from fashion.errors import Interrupted, innermost, message, signals_raise
     from fashion.runs.run import Run
-    from fashion.train import train_one
+    from fashion.train import keep_folders, train_one
 
     hydra_before, config_before = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     GlobalHydra.instance().clear()
@@ -59,10 +59,12 @@ def fit(*overrides: str) -> "Run":
             given = ["hydra.mode=RUN", *overrides]
             config = compose("train", given, return_hydra_config=True)
             HydraConfig.instance().set_config(config)
-            folder = Path(config.hydra.run.dir)
+            folder = Path(config.hydra.run.dir).expanduser()
             with read_write(config), open_dict(config):
                 del config["hydra"]
             start_afresh(config, overrides)
+            anchor(config, Path.cwd())
+            keep_folders(overrides)
             with signals_raise():
                 return train_one(config, Run(folder))
     except (HydraException, OmegaConfBaseException) as error:

@@ -41,6 +41,7 @@ Limit = PositiveInt | Annotated[float, Gt(0), Le(1)] | None
 METADATA_KEYS = (
     *("name", "sweep", "report", "resume", "trust", "logger", "data.root"),
     *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.profiler"),
+    "trainer.threads",  # it affects rounding
 )
 # Modules whose classes a configuration names without being asked whether it is trusted.
 MODULES = tuple(
@@ -87,6 +88,7 @@ TRAINER = {
     "limit_val_batches": Limit,
     "accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps"],
     "devices": PositiveInt | Literal[-1, "auto"] | list[NonNegativeInt],
+    "threads": PositiveInt | None,
     "precision": Literal[
         *("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
     ]
@@ -155,7 +157,7 @@ def is_ours(target: Any) -> bool:
     return str(target).startswith("fashion.")
 
 
-def check_sizes(images: int, val_size: int, batch_size: int) -> None:
+def check_sizes(images: int, val_size: int, batch_size: int, train_size: int | None) -> None:
     """Check the sizes of `data` against the number of images in the training files.
 
     Raises:
@@ -166,10 +168,13 @@ def check_sizes(images: int, val_size: int, batch_size: int) -> None:
             f"data.val_size = {val_size}: there are {images:,} images in all; "
             "some must be left to train on."
         )
-    if batch_size > images - val_size:
-        raise UserError(
-            f"data.batch_size = {batch_size}: there are {images - val_size:,} images to train on."
-        )
+    left = images - val_size
+    if train_size is not None:
+        if train_size > left:
+            raise UserError(f"data.train_size = {train_size}: there are {left:,} to train on.")
+        left = train_size
+    if batch_size > left:
+        raise UserError(f"data.batch_size = {batch_size}: there are {left:,} images to train on.")
 
 
 @functools.cache
@@ -438,6 +443,15 @@ def register_resolvers() -> None:
     )
 
 
+def task_overrides() -> list[str]:
+    """Return the command line's overrides as given: what they refer to may not exist."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    task = HydraConfig.get().overrides.task
+    return OmegaConf.to_container(task, resolve=False)  # type: ignore[return-value]
+
+
 def start_afresh(config: Any, overrides: Iterable[str]) -> None:
     """Drop the arguments of a class that the command line has replaced, in place.
 
@@ -456,6 +470,40 @@ def start_afresh(config: Any, overrides: Iterable[str]) -> None:
             for name in [n for n in node if n != "_target_"]:
                 if not any(f"{each}.".startswith(f"{section}.{name}.") for each in given):
                     del node[name]
+
+
+def anchor(config: Any, base: Path) -> None:
+    """Make `init_from` an absolute path, in place: a run is resumed from any folder."""
+    if isinstance(config.init_from, str):
+        config.init_from = str(base / Path(config.init_from).expanduser())
+
+
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "folder")  # which Hydra makes
+
+
+def expand_home(arguments: Iterable[str]) -> list[str]:
+    """Return a command line with `~` expanded in folders that Hydra would make by that name."""
+
+    def expanded(argument: str) -> str:
+        key, folder = _folder(argument)
+        if not key or not str(folder).startswith("~"):
+            return argument
+        text = str(folder.expanduser()).replace('"', r"\"")
+        return f'{key}="{text}"'
+
+    return [expanded(argument) for argument in arguments]
+
+
+def existing_folders(arguments: Iterable[str]) -> set[Path]:
+    """Return the folders, and those in them, that a command line names and that exist already."""
+    named = [folder.resolve() for key, folder in map(_folder, arguments) if key]
+    found = [folder for folder in named if folder.is_dir()]
+    return {*found, *(below for folder in found for below in folder.iterdir() if below.is_dir())}
+
+
+def _folder(argument: str) -> tuple[str, Path]:
+    key, _, value = argument.partition("=")
+    return key if key.lstrip("+") in FOLDERS else "", Path(value.strip("\"'"))
 
 
 def check_run(config: Any) -> None:

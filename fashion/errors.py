@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import io
 import os
 import re
@@ -14,14 +15,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+# What a write fails with once the reader has gone: a pipe's, a terminal's, a pipe's on Windows.
+READER_GONE = (errno.EPIPE, errno.EIO, errno.EINVAL)
 # Ctrl-C; what clusters send at the end; what `sbatch --signal=USR1` sends before it.
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 )
+# Optional packages with a launcher of Hydra's, and the extra that installs each.
+EXTRAS = {"joblib": "parallel", "submitit": "slurm", "ray": "ray"}
 
 
 class UserError(Exception):
     """An error that its user can fix: commands print the message alone, without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what a notebook prints (IPython calls this): the message alone."""
+        return [f"error: {message(self)}"]
 
 
 class DivergenceError(UserError):
@@ -50,6 +59,8 @@ def cli_errors() -> Iterator[None]:
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Hydra would print a traceback of its own; this way it raises every exception.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    if sys.stdout is None:  # closed, as by `>&-`
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     stdout = sys.stdout
     if isinstance(stdout, io.TextIOWrapper):
         stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
@@ -71,7 +82,7 @@ def cli_errors() -> Iterator[None]:
 
 
 class _Output:
-    """Standard output that goes nowhere once its reader has gone (`... | head`)."""
+    """Standard output that goes nowhere once its reader has gone (`... | head`, a terminal)."""
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
         self._stream = stream
@@ -79,17 +90,19 @@ class _Output:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except BrokenPipeError:
-            self._silence()
+        except OSError as error:
+            self._silence(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
-        except BrokenPipeError:
-            self._silence()
+        except OSError as error:
+            self._silence(error)
 
-    def _silence(self) -> None:
+    def _silence(self, error: OSError) -> None:
+        if error.errno not in READER_GONE:
+            raise error
         with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
             os.dup2(nowhere.fileno(), self._stream.fileno())
 
@@ -175,19 +188,28 @@ def innermost(error: BaseException) -> BaseException:  # noqa: PLR0911 - a kind 
     """Return the user's error inside what Hydra raised, with advice on how to fix it."""
     from hydra.errors import (
         ConfigCompositionException,
+        HydraException,
         InstantiationException,
         MissingConfigException,
         OverrideParseException,
     )
 
-    from fashion.config import CONF
-
+    asked = r"sweeper/optuna|INTERVAL_SWEEP|\binterval\("
+    if isinstance(error, HydraException) and re.search(asked, str(error)):
+        return UserError(
+            "A search in ranges, as by interval(...) or hydra/sweeper=optuna, is python -m "
+            "fashion.tune search=NAME: a range is an entry of conf/search/NAME.yaml, such as "
+            "optimizer.lr: {float: [0.001, 0.1], log: true}. See docs/search.md."
+        )
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return innermost(error.__cause__)
     if isinstance(error, OverrideParseException):
         return UserError(_unparsable(error.override))
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
+        extra = next((x for package, x in EXTRAS.items() if name.startswith(package)), None)
+        if group == "hydra/launcher" and extra:
+            return UserError(f"{group}={name} is not installed: pip install '.[{extra}]'")
         return UserError(
             f"{group}={name}: there is no such option.{did_you_mean(name, error.options)} "
             f"Options: {', '.join(error.options)}."
@@ -195,25 +217,37 @@ def innermost(error: BaseException) -> BaseException:  # noqa: PLR0911 - a kind 
     if isinstance(error, ConfigCompositionException):
         if isinstance(error.__cause__, OverrideParseException):
             return innermost(error.__cause__)
-        if str(error).startswith("Could not override"):
-            key = re.findall(r"(?:override '|full_key: )([^'\n]*)", f"{error}\n{error.__cause__}")[
-                -1
-            ]
-            if (Path(CONF) / key).is_dir():
-                return UserError(
-                    f"{key} is a group: {key}=NAME takes conf/{key}/NAME.yaml, and {key}.KEY=VALUE "
-                    "sets a key in it."
-                )
-            return UserError(
-                f"{key}: there is no such key.{did_you_mean(key, _known_keys())} "
-                "python -m fashion.train --cfg job prints all keys; +KEY=VALUE adds one."
-            )
-        reason = f": {str(error.__cause__).splitlines()[0]}." if "merging" in str(error) else ""
-        return UserError(str(error).partition("\nConfig search path")[0] + reason)
+        return UserError(_uncomposable(error))
+    if found := re.match(r"Ambiguous value for argument '(.*)'", str(error)):
+        key, _, value = found.group(1).partition("=")
+        list_, text = shlex.quote(f"{key}=[{value}]"), shlex.quote(f'{key}="{value}"')
+        return UserError(
+            f"{found.group(1)}: several values make a grid, with -m in front of all overrides. "
+            f"A list is {list_}, text {text}."
+        )
     key = getattr(error, "full_key", None)
     if key and key not in str(error).partition("\n")[0]:
         return UserError(f"{key}: {str(error).splitlines()[0]}")
     return error
+
+
+def _uncomposable(error: BaseException) -> str:
+    """Return what is wrong with a key or a group, and what to type instead."""
+    from fashion.config import CONF
+
+    if str(error).startswith("Could not override"):
+        key = re.findall(r"(?:override '|full_key: )([^'\n]*)", f"{error}\n{error.__cause__}")[-1]
+        if (Path(CONF) / key).is_dir():
+            return (
+                f"{key} is a group: {key}=NAME takes conf/{key}/NAME.yaml, and {key}.KEY=VALUE "
+                "sets a key in it."
+            )
+        return (
+            f"{key}: there is no such key.{did_you_mean(key, _known_keys())} "
+            "python -m fashion.train --cfg job prints all keys; +KEY=VALUE adds one."
+        )
+    reason = f": {str(error.__cause__).splitlines()[0]}." if "merging" in str(error) else ""
+    return str(error).partition("\nConfig search path")[0] + reason
 
 
 def _unparsable(override: str) -> str:

@@ -140,18 +140,16 @@ def export(run: Run, path: Path) -> tuple[float, int, str]:
 def _model(classifier: "Classifier", temperature: float) -> "torch.nn.Module":
     from torch import Tensor, nn
 
-    from fashion.data.datamodule import normalize
-
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.network = classifier.network
+            self.classifier = classifier
 
         def forward(self, images: Tensor) -> Tensor:
-            logits: Tensor = self.network(normalize(images)).float()
+            logits: Tensor = self.classifier(images)
             return (logits / temperature).softmax(1)
 
-    return Model().eval()
+    return Model().eval().requires_grad_(requires_grad=False)
 
 
 def _images(run: Run) -> tuple["torch.Tensor", str]:
@@ -176,10 +174,13 @@ def _images(run: Run) -> tuple["torch.Tensor", str]:
 @contextlib.contextmanager
 def _quiet() -> Any:
     """Silence what the exporters remark on their own workings."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    logging.disable()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def main() -> None:

@@ -67,8 +67,13 @@ class Answer(NamedTuple):
     remarks: list[str]  # keys of `REMARKS`
 
 
-def look(path: Path, *, fashion: bool = True) -> View:
+def look(path: Path, *, fashion: bool = True, resolution: int = photo.SIDE) -> View:
     """Read one photo and prepare it; of data other than Fashion-MNIST, take it as it is.
+
+    Args:
+        path: the photo.
+        fashion: whether the run's data is Fashion-MNIST.
+        resolution: of the run's data.
 
     Raises:
         UserError: naming the file; see `photo.read` and `photo.prepare`.
@@ -80,11 +85,20 @@ def look(path: Path, *, fashion: bool = True) -> View:
                 f"{path} is {picture.width} x {picture.height} pixels. This run's classes are not "
                 "Fashion-MNIST's: only 28 x 28 images in its data's format can be predicted."
             )
-        return View(path, picture, photo.Prepared(np.array(picture.convert("L"))))
-    try:
-        return View(path, picture, photo.prepare(picture))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        prepared = photo.Prepared(np.array(picture.convert("L")))
+    else:
+        try:
+            prepared = photo.prepare(picture)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+    if resolution != photo.SIDE:
+        import torch
+
+        from fashion.data.datamodule import reduce_resolution
+
+        image = reduce_resolution(torch.from_numpy(prepared.image)[None], resolution)
+        prepared = prepared._replace(image=image[0].numpy())
+    return View(path, picture, prepared)
 
 
 def predict(
@@ -182,7 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         views = {}
         for path in [path for path in paths if path not in errors]:
             try:
-                views[path] = look(path, fashion=classifier.classes == CLASSES)
+                fashion = classifier.classes == CLASSES
+                views[path] = look(path, fashion=fashion, resolution=classifier.resolution)
             except UserError as error:
                 errors[path] = str(error)
         for message in errors.values():

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -34,15 +35,13 @@ from fashion.errors import (
 )
 
 if TYPE_CHECKING:
-    from lightning.pytorch.callbacks import Callback
-
     from fashion.runs.run import Run
 
 schema.register_resolvers()
 
 
 def train(
-    config: DictConfig, run: "Run", *, report: bool, callbacks: Sequence["Callback"] = ()
+    config: DictConfig, run: "Run", *, report: bool, callbacks: Sequence[Any] = ()
 ) -> float | None:
     """Train a run to its end, evaluate its reported checkpoint, and write the results.
 
@@ -50,7 +49,7 @@ def train(
         config: the whole configuration, checked.
         run: where everything is written; started by the caller.
         report: whether to write report.html.
-        callbacks: beside the configuration's.
+        callbacks: Lightning's, beside the configuration's.
 
     Returns:
         The validation accuracy of the reported checkpoint, 0..1; None without a validation set.
@@ -118,7 +117,7 @@ def check(config: DictConfig, *, download_data: bool = True) -> None:
         download.verify(root)
     images = download.prepare(root, official=data.official)
     if data.get("folds") is None:
-        schema.check_sizes(images, data.val_size, data.batch_size)
+        schema.check_sizes(images, data.val_size, data.batch_size, data.get("train_size"))
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -130,9 +129,17 @@ def _job(config: DictConfig) -> float | None:
     here = Path.cwd()
     inside = output != here and output.is_relative_to(here)
     run = Run(output.relative_to(here) if inside else output)
+    base = Path(HydraConfig.get().runtime.cwd)
+    schema.anchor(config, base)
+    if config.resume is not None:
+        os.chdir(base)  # with hydra.job.chdir, that of a new run, which there is not
     alone = HydraConfig.get().mode == RunMode.RUN
+    launcher = HydraConfig.get().launcher._target_
+    elsewhere = not alone and "BasicLauncher" not in launcher
+    if elsewhere and "joblib" in launcher:  # the lines of several runs would mix
+        config.trainer.enable_progress_bar = False
     try:
-        schema.start_afresh(config, HydraConfig.get().overrides.task)
+        schema.start_afresh(config, schema.task_overrides())
         done = (train_one if alone else _run_of_grid)(config, run)
         return done.metrics.get("val/acc") if done.finished else None
     except Interrupted as interrupted:
@@ -142,8 +149,9 @@ def _job(config: DictConfig) -> float | None:
     except Exception as error:  # one failing run must not cost the others
         _remove_if_empty(run.folder)
         cause = innermost(error)
-        if not alone and "BasicLauncher" not in HydraConfig.get().launcher._target_:
-            raise cause from error  # a cluster's job: Hydra brings it back to `main`
+        if elsewhere:  # in another process: Hydra brings the first one back to `main`
+            cause.add_note(f"This was {run.folder}; other runs of the grid have gone on.")
+            raise cause from error
         # Raised again when Hydra is done, which would print a line of its own before the message.
         FAILURES[None if alone else run.folder] = cause
         if not alone and not isinstance(cause, UserError):
@@ -173,7 +181,7 @@ def train_one(config: DictConfig, run: "Run") -> "Run":
     if resumed:
         schema.check(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
         _remove_if_empty(run.folder)
-        run, config, remarks = to_resume(config, HydraConfig.get().overrides.task)
+        run, config, remarks = to_resume(config, schema.task_overrides())
         for remark in remarks:
             print(f"note: {run.folder}: {remark}")
         if run.finished and config.trainer.max_epochs == run.config.trainer.max_epochs:
@@ -247,7 +255,6 @@ def _run_of_grid(config: DictConfig, run: "Run") -> "Run":
     else:
         print(f"\nRun {run.folder}")
         run = train_one(config, run)
-    GRID.append(run)
     return run
 
 
@@ -261,6 +268,11 @@ def _rank(trainer: DictConfig) -> int:
     if several and int(os.environ.get("SLURM_NTASKS") or 1) > 1:
         return int(os.environ.get("SLURM_PROCID") or 0)
     rank = int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)
+    if rank and several and "MASTER_PORT" not in os.environ:
+        raise UserError(
+            f"This process has rank {rank} of several (RANK, LOCAL_RANK), and MASTER_PORT does not "
+            "say where the others are. Unset RANK and LOCAL_RANK, or start all by torchrun."
+        )
     if rank and not several:
         raise UserError(
             f"This process has rank {rank} of several (RANK, LOCAL_RANK), and trainer.devices = "
@@ -273,6 +285,12 @@ def _rank(trainer: DictConfig) -> int:
 def _wants_report(config: DictConfig) -> bool:
     alone = HydraConfig.get().mode == RunMode.RUN
     return bool(alone if config.report is None else config.report)
+
+
+def keep_folders(arguments: Sequence[str]) -> None:
+    """Note which folders exist that a command line names: a refused run does not remove them."""
+    EXISTED.clear()
+    EXISTED.update(schema.existing_folders(arguments))
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -305,44 +323,46 @@ def _summarize(run: "Run") -> None:
         lines += [f"Run folder {run.folder}", "Next:", f"  {run.command('evaluate')}"]
         if any(run.folder.glob("events.out.tfevents.*")):
             lines.append(f"  {shlex.join(['tensorboard', '--logdir', str(run.folder.parent)])}")
+    else:
+        lines.insert(0, f"Finished {run.folder}")
     print("\n".join(lines))
 
 
-def _compare(runs: Sequence["Run"]) -> None:
-    """Print the table of a grid's runs, and the command that makes it again."""
-    from fashion.report import table
+class ShowGrid(Callback):
+    """Hydra's callback that prints the table of a grid, whichever processes have trained it."""
 
-    folder = str(runs[0].folder.parent)
-    try:
-        text = table.render_markdown(table.compare([run.folder for run in runs]))
-    except UserError as error:  # such as runs without a validation set
-        text = f"{error}\n"
-    print(f"\n{text}\n{shlex.join(['python', '-m', 'fashion.compare', folder])} shows this again.")
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        from fashion.report import table
+        from fashion.runs.run import Run
+
+        folder = Path(config.hydra.sweep.dir)
+        finished = [run.folder for run in Run.find(folder) if run.finished]
+        if len(finished) < 2:  # noqa: PLR2004 - a table needs two rows
+            return
+        try:
+            text = table.render_markdown(table.compare(finished))
+        except UserError as error:  # such as runs without a validation set
+            text = f"{error}\n"
+        command = shlex.join(["python", "-m", "fashion.compare", str(folder)])
+        print(f"\n{text}\n{command} shows this again.")
 
 
-GRID: list["Run"] = []  # finished in this process
-EXISTED: set[Path] = set()  # folders named by hydra.run.dir, before Hydra makes them
+EXISTED: set[Path] = set()  # folders that the command line names, before Hydra makes them
 FAILURES: dict[Path | None, BaseException] = {}  # by run folder; None for a run outside grids
 
 
 def main() -> None:
-    print_help(__doc__ or "")
     FAILURES.clear()
-    GRID.clear()
-    EXISTED.clear()
-    for argument in sys.argv[1:]:
-        key, _, value = argument.partition("=")
-        if key == "hydra.run.dir" and Path(value.strip("\"'")).is_dir():
-            EXISTED.add(Path(value.strip("\"'")).resolve())
     with cli_errors():
+        print_help(__doc__ or "")
+        sys.argv[1:] = schema.expand_home(sys.argv[1:])
+        keep_folders(sys.argv[1:])
         try:
             _job()
         except Exception as error:  # a run's own is in FAILURES: this one is the command line's
             raise UserError(message(innermost(error))) from error
         if None in FAILURES:
             raise FAILURES[None]
-        if len(GRID) > 1:
-            _compare(GRID)
         if FAILURES:
             lines = [f"  {folder}: {message(error)}" for folder, error in FAILURES.items()]
             raise UserError("\n".join([f"{len(FAILURES)} run(s) of the grid failed:", *lines]))

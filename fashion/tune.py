@@ -15,6 +15,7 @@ end writes the conclusion: search.json, search.html and the winner as an experim
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -95,7 +96,8 @@ def checked(config: DictConfig) -> tuple[DictConfig, Space]:
         if override.startswith(("hydra.run.dir=", "hydra.sweep.dir=")):
             raise UserError(f"{override}: a search's folder is set by folder=FOLDER.")
     training = OmegaConf.create({key: v for key, v in whole.items() if key not in SETTINGS})
-    schema.start_afresh(training, HydraConfig.get().overrides.task)
+    schema.start_afresh(training, schema.task_overrides())
+    schema.anchor(training, Path(HydraConfig.get().runtime.cwd))
     schema.check_run(training)
     space = Space.parse(whole["search"], training)
     check(training)
@@ -125,8 +127,10 @@ def _search(config: DictConfig) -> None:
         confirmation.experiment_file(search)  # refused now rather than at the end
         search.begin()
     except UserError:
-        with contextlib.suppress(OSError):
-            Path(HydraConfig.get().runtime.output_dir).rmdir()  # Hydra's, unless it holds anything
+        made = Path(HydraConfig.get().runtime.output_dir)  # by Hydra, unless it holds anything
+        if made.resolve() not in EXISTED:
+            with contextlib.suppress(OSError):
+                made.rmdir()
         raise
     try:
         if config.worker is None:
@@ -167,12 +171,16 @@ def _so_far(search: "Search") -> str:
 
 
 FAILURES: list[BaseException] = []
+EXISTED: set[Path] = set()  # folders that the command line names, before Hydra makes them
 
 
 def main() -> None:
-    print_help(__doc__ or "")
     FAILURES.clear()
+    EXISTED.clear()
     with cli_errors():
+        print_help(__doc__ or "")
+        sys.argv[1:] = schema.expand_home(sys.argv[1:])
+        EXISTED.update(schema.existing_folders(sys.argv[1:]))
         if PARENT in os.environ:
             end_with_parent()
         try:

@@ -4,6 +4,9 @@ Each round times every contestant in turn, so that a machine whose speed drifts 
 
     bare       forward, backward, step on one resident batch: what the hardware allows this network
     ours       fashion.train's own loop with everything on: data, Lightning, metrics, logs, table
+    auto       ours with trainer.precision=auto, which is bf16 where the processor multiplies it
+    one        ours with one thread
+    busy       ours while another program keeps one core busy
     ordinary   ours with Lightning's ordinary loop, where ours takes several batches per call
 
 and, for the deck's model alone,
@@ -16,7 +19,10 @@ Each is measured in a process of its own, since bare and ours change settings of
 its first images, which wait for one-time imports and set-up. Beside the record's stand the fraction
 of the machine's peak that its counted operations reach, the peak being a large product of fp32
 matrices, its augmentation's fraction of a step, and how long the evaluation of 10,000 images takes
-as a fraction of an epoch of 50,000.
+as a fraction of an epoch of 50,000. Beside the deck's stands the fraction of a step that its memory
+traffic would take at the machine's bandwidth, which a large copy measures, if each weight, average
+and activation were moved no more often than a step needs it. Last, a grid of four runs of cnn
+is trained one after the other and side by side (hydra/launcher=joblib), commands in whole.
 
 Writes results/benchmark.json.
 """
@@ -64,6 +70,12 @@ OVERRIDES = {
     "cnn": ["model=cnn"],
     "record": ["experiment=record"],
 }
+GRID = ("model=cnn", "seed=0,1,2,3", "trainer.max_epochs=1", "logger=none")
+COPIED = 2**28  # bytes, far more than caches hold
+# A step reads each parameter forward and backward, writes its gradient, and Adam reads gradient,
+# parameter and both averages and writes the last three. It writes each layer's output, reads it
+# in the next layer and again backward, and writes and reads its gradient.
+MOVED_PER_PARAMETER, MOVED_PER_OUTPUT = 10, 5
 BESIDE = ("peak", "augmentation", "evaluation")  # of the record's network: not its training
 WARM_UP = 1000  # images before the clock starts
 PEAK_SIZE = 2048  # rows and columns of the matrices
@@ -177,6 +189,59 @@ def trained(variant: str, images: int, *overrides: str) -> float:
 
 def ours(variant: str, images: int) -> float:
     return trained(variant, images)
+
+
+def auto(variant: str, images: int) -> float:
+    return trained(variant, images, "trainer.precision=auto")
+
+
+def one(variant: str, images: int) -> float:
+    return trained(variant, images, "trainer.threads=1")
+
+
+def busy(variant: str, images: int) -> float:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        try:
+            return trained(variant, images)
+        finally:
+            other.kill()
+
+
+def bandwidth(variant: str, images: int) -> float:  # noqa: ARG001 - as the others
+    """Bytes per second, read or written, of a large copy: the best of five."""
+    source = torch.ones(COPIED // 4)
+    target = torch.empty_like(source)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        target.copy_(source)
+        seconds.append(time.perf_counter() - start)
+    return 2 * COPIED / min(seconds)
+
+
+def traffic_per_image(variant: str) -> float:
+    """Return the bytes that a training step must move, per image, in fp32."""
+    config = configuration(variant)
+    net = network(config)
+    numbers = MOVED_PER_PARAMETER * sum(parameter.numel() for parameter in net.parameters())
+    for layer in net.modules():
+        if not list(layer.children()) and not isinstance(layer, nn.Flatten):
+            layer.register_forward_hook(lambda _, __, output: outputs.append(output.numel()))
+    outputs: list[int] = []
+    with torch.no_grad():
+        net(torch.randn(config.data.batch_size, 1, 28, 28))
+    return 4 * (numbers + MOVED_PER_OUTPUT * sum(outputs)) / float(config.data.batch_size)
+
+
+def grid(*overrides: str) -> float:
+    """Seconds of a command that trains a grid."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "fashion.train", "-m", *GRID, *overrides]
+        start = time.perf_counter()
+        subprocess.run(
+            [*command, f"hydra.sweep.dir={folder}"], check=True, stdout=subprocess.DEVNULL
+        )
+        return time.perf_counter() - start
 
 
 def ordinary(variant: str, images: int) -> float:
@@ -328,6 +393,35 @@ def measured_apart(contestant: str, variant: str, images: int) -> float:
     return float(done.stdout.splitlines()[-1])
 
 
+Series = dict[str, list[float]]  # by contestant, one number per round
+
+
+def measure(rounds: int, images: int) -> tuple[dict[str, Series], Series]:
+    """Return what was measured of each variant, and the seconds of grids by launcher."""
+    ours_ = ["ours", "auto", "one", "busy"]
+    deck = ["bare", *ours_, "ordinary", "plain", "usual", "bandwidth"]
+    if importlib.util.find_spec("keras"):
+        deck.append("keras")
+    entries = {
+        "literal": deck,
+        "pooled": deck,
+        "cnn": ["bare", *ours_, "ordinary"],
+        "record": ["bare", "ours", "one", "busy", *BESIDE],
+    }
+    measured: dict[str, Series] = {
+        variant: {name: [] for name in names} for variant, names in entries.items()
+    }
+    grids: Series = {"serial": [], "joblib": []}
+    for round_ in range(rounds):
+        for variant, names in entries.items():
+            for name in names:
+                measured[variant][name].append(measured_apart(name, variant, images))
+        grids["serial"].append(grid())
+        grids["joblib"].append(grid("hydra/launcher=joblib"))
+        print(f"round {round_ + 1} of {rounds}", flush=True)
+    return measured, grids
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=5)
@@ -338,24 +432,9 @@ def main() -> None:
         contestant, variant = arguments.measure
         print(CONTESTANTS[contestant](variant, arguments.images))
         return
-    deck = ["bare", "ours", "ordinary", "plain", "usual"]
-    if importlib.util.find_spec("keras"):
-        deck.append("keras")
-    entries = {
-        "literal": deck,
-        "pooled": deck,
-        "cnn": ["bare", "ours", "ordinary"],
-        "record": ["bare", "ours", *BESIDE],
-    }
-    measured: dict[str, dict[str, list[float]]] = {
-        variant: {name: [] for name in names} for variant, names in entries.items()
-    }
-    for round_ in range(arguments.rounds):
-        for variant, names in entries.items():
-            for name in names:
-                measured[variant][name].append(measured_apart(name, variant, arguments.images))
-        print(f"round {round_ + 1} of {arguments.rounds}", flush=True)
-    peaks, augmentations, evaluations = (measured["record"].pop(name) for name in BESIDE)
+    measured, grids = measure(arguments.rounds, arguments.images)
+    beside = {name: measured["record"].pop(name) for name in BESIDE}
+    bandwidths = {variant: measured[variant].pop("bandwidth") for variant in DECK}
     ratios = {
         variant: {name: _ratio(values["ours"], series) for name, series in values.items()}
         for variant, values in measured.items()
@@ -368,37 +447,76 @@ def main() -> None:
                 f"  {name:8} {middle:10,.0f} {min(series):8,.0f} {max(series):8,.0f}"
                 f"   {ratios[variant][name]:.2f} x"
             )
-    operations = operations_per_image("record")
-    record_rates = measured["record"]
-    of_peak = {name: operations * _ratio(series, peaks) for name, series in record_rates.items()}
-    augmentation_fraction = _ratio(record_rates["ours"], augmentations)
-    evaluation_fraction = _ratio(record_rates["ours"], evaluations) / 5
-    print(
-        f"\nThe record's network: {operations / 1e6:.1f} million operations per image; of a peak "
-        f"of {statistics.median(peaks) / 1e9:.0f} billion per second: "
-        + ", ".join(f"{name} reaches {fraction:.2f}" for name, fraction in of_peak.items())
-        + f". Augmentation takes {100 * augmentation_fraction:.1f} % of a step, the evaluation of "
-        f"10,000 images {100 * evaluation_fraction:.1f} % of an epoch of 50,000."
-    )
-    path = Path("results/benchmark.json")
-    path.parent.mkdir(exist_ok=True)
     results = {
         "unit": "images per second",
         "images": arguments.images,
         "images_per_second": measured,
         "ratio_of_ours": ratios,
-        "record": {
-            "operations_per_image": operations,
-            "peak_operations_per_second": peaks,
-            "augmentation_images_per_second": augmentations,
-            "evaluation_images_per_second": evaluations,
-            "fraction_of_peak": of_peak,
-            "augmentation_fraction_of_step": augmentation_fraction,
-            "evaluation_fraction_of_epoch": evaluation_fraction,
-        },
+        "grid_seconds": grids,
+        "busy_fraction_of_quiet": _busy(measured),
+        "bandwidth_bytes_per_second": bandwidths,
+        "traffic_fraction_of_step": _traffic(measured, bandwidths),
+        "record": _record(measured["record"], beside),
         **provenance(),
     }
+    ratio = _ratio(grids["serial"], grids["joblib"])
+    print(f"A grid of four runs of cnn side by side: {ratio:.2f} x as fast as one by one.")
+    path = Path("results/benchmark.json")
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def _busy(measured: dict[str, Series]) -> dict[str, float]:
+    """Return ours with a busy core as a fraction of the better of one and all threads without."""
+    fractions = {
+        variant: statistics.median(
+            found / max(quiet_)
+            for found, *quiet_ in zip(values["busy"], values["ours"], values["one"], strict=True)
+        )
+        for variant, values in measured.items()
+    }
+    print(
+        "\nWith one core busy, as a fraction of the better of one and all threads without: "
+        + ", ".join(f"{variant} {fraction:.2f}" for variant, fraction in fractions.items())
+    )
+    return fractions
+
+
+def _traffic(measured: dict[str, Series], bandwidths: Series) -> dict[str, float]:
+    """Return the fraction of a step of ours that moving its memory takes at least."""
+    fractions = {}
+    for variant, series in bandwidths.items():
+        needed = traffic_per_image(variant)
+        fractions[variant] = _ratio([rate * needed for rate in measured[variant]["ours"]], series)
+        print(
+            f"{variant}: a step moves at least {needed / 1e6:.1f} MB per image, which at "
+            f"{statistics.median(series) / 1e9:.1f} GB per second takes "
+            f"{100 * fractions[variant]:.0f} % of it."
+        )
+    return fractions
+
+
+def _record(rates: Series, beside: Series) -> dict[str, Any]:
+    operations = operations_per_image("record")
+    of_peak = {name: operations * _ratio(series, beside["peak"]) for name, series in rates.items()}
+    augmentation_fraction = _ratio(rates["ours"], beside["augmentation"])
+    evaluation_fraction = _ratio(rates["ours"], beside["evaluation"]) / 5
+    print(
+        f"The record's network: {operations / 1e6:.1f} million operations per image; of a peak "
+        f"of {statistics.median(beside['peak']) / 1e9:.0f} billion per second: "
+        + ", ".join(f"{name} reaches {fraction:.2f}" for name, fraction in of_peak.items())
+        + f". Augmentation takes {100 * augmentation_fraction:.1f} % of a step, the evaluation of "
+        f"10,000 images {100 * evaluation_fraction:.1f} % of an epoch of 50,000."
+    )
+    return {
+        "operations_per_image": operations,
+        "peak_operations_per_second": beside["peak"],
+        "augmentation_images_per_second": beside["augmentation"],
+        "evaluation_images_per_second": beside["evaluation"],
+        "fraction_of_peak": of_peak,
+        "augmentation_fraction_of_step": augmentation_fraction,
+        "evaluation_fraction_of_epoch": evaluation_fraction,
+    }
 
 
 def _ratio(numerators: list[float], denominators: list[float]) -> float:
@@ -409,7 +527,10 @@ def _ratio(numerators: list[float], denominators: list[float]) -> float:
 
 CONTESTANTS = {
     each.__name__: each
-    for each in (bare, ours, ordinary, plain, usual, keras, peak, augmentation, evaluation)
+    for each in (
+        *(bare, ours, auto, one, busy, ordinary, plain, usual, keras),
+        *(bandwidth, peak, augmentation, evaluation),
+    )
 }
 
 if __name__ == "__main__":

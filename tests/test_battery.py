@@ -33,6 +33,8 @@ from fashion.data import download as idx
 from fashion.runs.run import LONGEST_HISTORY, Run
 from fashion.runs.untrusted import LARGEST_TEXT
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 20  # that a row may take, on a slow machine; most take milliseconds
 MEGABYTES = 200  # that a row may take beyond what the process has already
 
@@ -261,6 +263,11 @@ COMMAND_LINES = {
     "train -m trainer.devices=2": "Start such runs one by one",
     "train -m hydra/launcher=none": "hydra/launcher=none: there is no such option.",
     "train -m hydra.sweep.dir={place}/file seed=0,1": "file",
+    # a search, as another sweeper has it
+    "train -m optimizer.lr=interval(0.001,0.1)": "is python -m fashion.tune search=NAME: a range",
+    "train optimizer.lr=interval(0.001,0.1)": "is python -m fashion.tune search=NAME: a range",
+    "train -m hydra/sweeper=optuna": "is python -m fashion.tune search=NAME: a range is an entry",
+    "train -m 'optimizer.lr=tag(log,interval(0.1,1))'": "is python -m fashion.tune search=NAME:",
     # a search
     "tune --trials 9": "unrecognized arguments: --trials 9",
     "tune search=none": "search=none: there is no such option. Options: deck",

@@ -29,6 +29,8 @@ CHANGELOG = ROOT / "CHANGELOG.md"
 PAGES = [
     *(README, LAB, RESULTS / "LOG.md", ROOT / "CONTRIBUTING.md", CHANGELOG),
     *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "examples").rglob("*.md")),
+    *sorted(RESULTS.glob("*/README.md")),
 ]
 HYDRA = ("train", "tune")
 DASH = "\N{EN DASH}"  # no interval or p-value
@@ -320,7 +322,8 @@ def commands() -> Iterator[str]:
 def overrides() -> Iterator[tuple[str, str]]:
     """Yield (configuration, `key=value ...`) from code within the pages' sentences and tables."""
     for page in PAGES:
-        if page in (EXTENDING, CHANGELOG):  # quote another project, and names of the past
+        # Quote another project and names of the past; or options that --config-dir adds.
+        if page in (EXTENDING, CHANGELOG) or page.is_relative_to(ROOT / "examples"):
             continue
         for code in re.findall(r"`([^`]+)`", prose(page)):
             words = shlex.split(code) if code.count("'") % 2 == 0 else []
@@ -425,6 +428,12 @@ def recipes() -> dict[str, list[tuple[str, str]]]:
 
 
 RECIPES = recipes()
+
+
+def test_recipes_are_short() -> None:
+    codes = [code for title in RECIPES for _, code in RECIPES[title]]
+    assert len(codes) > 30
+    assert [code for code in codes if len(list(filter(None, code.splitlines()))) > 10] == []
 
 
 @pytest.fixture(scope="module")

@@ -110,6 +110,12 @@ def test_an_error_without_text_has_its_name() -> None:
     assert message(ZeroDivisionError()) == "ZeroDivisionError"
 
 
+def test_a_notebook_shows_the_message_alone() -> None:
+    error = UserError("What happened.")
+    error.add_note("What to do.")
+    assert error._render_traceback_() == ["error: What happened.\nWhat to do."]
+
+
 def test_did_you_mean() -> None:
     assert did_you_mean("patiense", ["patience", "patience", "mode"]) == " Did you mean patience?"
     assert did_you_mean("patience", ["patience"]) == did_you_mean("x", ["mode"]) == ""

@@ -15,9 +15,11 @@ from fashion.data.datamodule import FashionMNIST, epoch_seed, from_config, norma
 from fashion.runs.run import Run
 from fashion.training.classifier import Classifier
 
+pytestmark = pytest.mark.slow
+
 # Of experiment=record with a smaller network on the images of tests/conftest.py: the loss before
 # each of five steps. Whoever means to change the experiment writes down the new ones.
-GOLDEN_LOSSES = [2.898445, 1.410530, 1.175256, 1.201429, 1.019049]
+GOLDEN_LOSSES = [2.898443, 1.411023, 1.178512, 1.170726, 1.078496]
 SHRUNK = ("model.network.widths=[8,8]", "data.batch_size=32")
 
 
@@ -81,18 +83,19 @@ def test_golden_losses(tiny_data: Path) -> None:
     classifier = Classifier(
         plain["model"]["network"], plain["optimizer"], loss=plain["loss"], steps=(10, 10)
     )
+    classifier.double()  # in single precision the fifth loss differs by 3 % between processors
     optimizer: Any = classifier.configure_optimizers()["optimizer"]
     augmentation = build("augmentation", plain["augmentation"])
     augmentation.set_epoch(0, config.trainer.max_epochs)
     losses = []
     for _ in range(5):
         images, labels = augmentation(data.train.images[:32], data.train.labels[:32])
-        loss = classifier.training_step((normalize(images), labels))
+        loss = classifier.training_step((normalize(images).double(), labels))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses == pytest.approx(GOLDEN_LOSSES, rel=1e-3), losses
+    assert losses == pytest.approx(GOLDEN_LOSSES, rel=1e-5), losses
 
 
 def test_an_experiment_s_run_is_rebuilt_from_its_folder(

@@ -34,6 +34,8 @@ from fashion.training.callbacks import EpochSeed
 from fashion.training.checkpoints import LastCheckpoint
 from fashion.training.classifier import Classifier, load_classifier
 
+pytestmark = pytest.mark.slow
+
 SHORT = ("model=mlp", "model.network.dense=[8]", "trainer.max_epochs=1")
 
 
@@ -378,10 +380,11 @@ def test_training_on_everything(train: Command, tmp_path: Path) -> None:
     assert not run.best_checkpoint.exists()
 
 
+TRAINED = ("model", "augmentation", "loss", "optimizer", "trainer", "experiment")
 OPTIONS = [
     f"{group.name}={option.stem}"
     for group in sorted(CONF.iterdir())
-    if group.is_dir() and group.name in ("model", "optimizer", "trainer", "experiment")
+    if group.is_dir() and group.name in TRAINED
     for option in sorted(group.glob("*.yaml"))
     if option.stem != "custom"  # which names no network
 ]
@@ -847,3 +850,40 @@ def test_a_bad_override_ends_a_real_process(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr == "error: model.network.dropout = 1.5: input should be less than 1.\n"
     assert list(tmp_path.rglob("*.yaml")) == []
+
+
+def test_a_parallel_grid(tiny_data: Path, tmp_path: Path) -> None:
+    """Runs side by side, one core each; a failure is named and costs the others nothing."""
+    pytest.importorskip("joblib")
+    grid = [
+        *("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trainer.max_epochs=1"),
+        *("model=mlp", "model.network.dense=[8]", f"data.root={tiny_data}", "data.official=false"),
+        *("data.val_size=100", "trainer.accelerator=cpu"),
+    ]
+    first = python(
+        "-m", "fashion.train", *grid, "seed=0,1", "data.batch_size=32,1000", cwd=tmp_path
+    )
+    assert first.returncode == 1
+    assert re.search(
+        r"error: data.batch_size = 1000: .*\nThis was logs/grid/data.batch_size-1000.*seed-[01]",
+        first.stderr,
+    )
+    finished = sorted(path.parent.name for path in tmp_path.rglob("metrics.json"))
+    assert len(finished) == 2
+    assert all("data.batch_size-32" in name for name in finished)
+    again = python("-m", "fashion.train", *grid, "seed=0,1,2", "data.batch_size=32", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("Finished before: logs/grid/") == 2
+    assert again.stdout.count("Finished logs/grid/") == 1
+    assert "| mlp" in again.stdout
+    assert "python -m fashion.compare logs/grid shows this again." in again.stdout
+    assert "1/1" not in again.stdout  # lines of several runs would mix
+    assert {Run(path.parent).metrics["threads"] for path in tmp_path.rglob("metrics.json")} == {1}
+
+
+def test_a_launcher_that_is_not_installed(command: Command) -> None:
+    done = command("train", "-m", "hydra/launcher=ray", "model=linear,mlp")
+    assert (done.status, done.err) == (
+        1,
+        "error: hydra/launcher=ray is not installed: pip install '.[ray]'\n",
+    )

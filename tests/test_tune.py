@@ -28,6 +28,8 @@ from fashion.search import workers
 from fashion.search.study import Sampler, open_study
 from fashion.search.trials import ATTEMPTS, Limits, Trials, failure
 
+pytestmark = pytest.mark.slow
+
 SPACE = """
 optimizer.lr: {float: [0.0001, 0.03], log: true}
 model.network.dense: {length: [1, 2], int: [4, 16]}
@@ -108,7 +110,6 @@ def searched(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Searc
 # A search.
 
 
-@pytest.mark.slow
 def test_every_trial_is_a_run(searched: Searched) -> None:
     folder, _ = searched
     trials = trials_of(folder)
@@ -131,7 +132,6 @@ def test_every_trial_is_a_run(searched: Searched) -> None:
     assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
 
 
-@pytest.mark.slow
 def test_the_confirmation(searched: Searched) -> None:
     folder, printed = searched
     runs = {run.folder.name: run for run in Run.find(folder / "confirm")}
@@ -154,7 +154,6 @@ def test_the_confirmation(searched: Searched) -> None:
     assert [trial["state"] for trial in record["trials"]].count("pruned") >= 1
 
 
-@pytest.mark.slow
 def test_the_printed_command_trains_the_winner(
     searched: Searched, tiny_data: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -174,7 +173,6 @@ def test_the_printed_command_trains_the_winner(
     assert Run(run).config.name == "tiny"
 
 
-@pytest.mark.slow
 def test_the_page(searched: Searched) -> None:
     page = (searched[0] / "search.html").read_text()
     for part in ("default-src 'none'", "model.network.dropout", "pruned", "tiny-0", "<svg"):
@@ -183,7 +181,6 @@ def test_the_page(searched: Searched) -> None:
     assert page.count("<section") == 7
 
 
-@pytest.mark.slow
 def test_the_same_command_again_changes_nothing(
     searched: Searched, tiny_data: Path, command: Command
 ) -> None:
@@ -200,7 +197,6 @@ def test_the_same_command_again_changes_nothing(
     assert state() == before
 
 
-@pytest.mark.slow
 def test_another_search_s_folder(searched: Searched, tiny_data: Path, command: Command) -> None:
     folder, _ = searched
     for other in ("trainer.max_epochs=3", "pruning.reduction_factor=4", "seed=1"):
@@ -209,7 +205,6 @@ def test_another_search_s_folder(searched: Searched, tiny_data: Path, command: C
         assert other.partition("=")[0] in done.err
 
 
-@pytest.mark.slow
 def test_workers_that_fail_cost_no_conclusion(
     searched: Searched, tiny_data: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,7 +220,6 @@ def test_workers_that_fail_cost_no_conclusion(
 # Interruption and failure.
 
 
-@pytest.mark.slow
 def test_a_search_that_continues_is_the_search_at_once(
     search: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,7 +253,6 @@ def test_a_search_that_continues_is_the_search_at_once(
     assert len(Run.find(tmp_path / "b")) == 5
 
 
-@pytest.mark.slow
 def test_failing_trials(search: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     errors = {
         "1": MemoryError("out of memory"),
@@ -302,7 +295,6 @@ def test_if_nothing_succeeds_it_says_why(
     assert ("the search stopped" in done.err) == (trials > 10)
 
 
-@pytest.mark.slow
 def test_what_the_confirmation_could_not_train(
     search: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,7 +321,6 @@ def test_what_the_confirmation_could_not_train(
     assert (tmp_path / "a/confirm/tiny-0,seed-2/metrics.json").exists()
 
 
-@pytest.mark.slow
 def test_time_runs_out_within_a_trial_and_more_of_it_continues(
     search: Command, tmp_path: Path
 ) -> None:
@@ -351,7 +342,6 @@ def test_time_runs_out_within_a_trial_and_more_of_it_continues(
     assert trials_of(tmp_path / "a")[0].user_attrs[ATTEMPTS] == attempts
 
 
-@pytest.mark.slow
 def test_a_file_system_that_does_not_share_locks(
     search: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,7 +363,6 @@ def test_a_file_system_that_does_not_share_locks(
     assert trial.state == TrialState.RUNNING  # the other one's
 
 
-@pytest.mark.slow
 def test_a_folder_with_trials_of_another_study(search: Command, tmp_path: Path) -> None:
     assert search("a", "trials=1", "confirm.seeds=0").status == 0
     for name in ("study.db", "study.db-wal", "study.db-shm"):
@@ -384,7 +373,6 @@ def test_a_folder_with_trials_of_another_study(search: Command, tmp_path: Path) 
 # The winner's experiment.
 
 
-@pytest.mark.slow
 def test_what_the_search_was_given_is_in_the_winner_s_command(
     search: Command, tmp_path: Path, command: Command
 ) -> None:
@@ -474,7 +462,6 @@ def test_batch_sizes_under_a_limit_of_steps() -> None:
         assert bool(search.warnings) == warned
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("argument", ["--help", "--cfg", "optimizer.lr=5"])
 def test_an_answer_at_once(argument: str, tmp_path: Path) -> None:
     """Help, the configuration and a wrong space wait for no import of torch or Optuna."""
@@ -503,7 +490,6 @@ def test_an_answer_at_once(argument: str, tmp_path: Path) -> None:
 # Workers.
 
 
-@pytest.mark.slow
 def test_what_the_command_shows(tiny_data: Path, tmp_path: Path, command: Command) -> None:
     done = command(
         "tune",
@@ -549,7 +535,6 @@ def test_what_a_terminal_shows_of_a_running_trial(
     assert written  # the page, while the search runs
 
 
-@pytest.mark.slow
 def test_workers_as_a_launcher_starts_them(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
@@ -619,7 +604,6 @@ def until(condition: Callable[[], bool], seconds: float = 300) -> None:
         time.sleep(0.5)  # to read a study costs as much as a step of the search
 
 
-@pytest.mark.slow
 def test_a_worker_is_killed_and_then_the_command(tiny_data: Path, tmp_path: Path) -> None:
     """Another worker is started; without the command it ends; the same command continues."""
     folder = tmp_path / "a"

@@ -38,6 +38,25 @@ def normalize(images: Num[Tensor, "batch 28 28"]) -> Float[Tensor, "batch 1 28 2
     return images.unsqueeze(1).to(torch.float32, copy=True).sub_(MEAN * 255).div_(STD * 255)
 
 
+def reduce_resolution(
+    images: Num[Tensor, "batch 28 28"], resolution: int
+) -> Num[Tensor, "batch 28 28"]:
+    """Average pixels 0..255 over square blocks, each of which becomes one large pixel.
+
+    The size stays 28 x 28, so that every network takes the images. Twice is the same as once.
+
+    Args:
+        images: of any type, which stays.
+        resolution: blocks along each side: 28 (images as they are), 14 or 7.
+    """
+    if resolution == images.shape[1]:
+        return images
+    side = images.shape[1] // resolution
+    blocks = images.unflatten(2, (resolution, side)).unflatten(1, (resolution, side))
+    means: Tensor = blocks.float().mean((2, 4)).round().to(images.dtype)
+    return means[:, :, None, :, None].expand_as(blocks).reshape(images.shape)
+
+
 def epoch_seed(seed: int, epoch: int) -> int:
     """Return the seed of one epoch's randomness: a function of both, not of what ran before."""
     return (seed << 24) + epoch
@@ -150,6 +169,9 @@ class FashionMNIST(pl.LightningDataModule):
         official: whether the files must be those of the release of 2017-08-31.
         dataset: torchvision's name of a data set in the same format, and the folder below `root`.
         classes: names of the classes; None for the data set's own.
+        train_size: images of a stratified part of the training split, fixed by `split_seed`: a
+            smaller part lies within each larger one. None for all.
+        resolution: pixels along each side, of all splits; see `reduce_resolution`.
         folds: number of folds of a stratified cross-validation, which replaces `val_size`.
         fold: which of them, from 0, is the validation set.
     """
@@ -167,6 +189,8 @@ class FashionMNIST(pl.LightningDataModule):
         batch_size: PositiveInt = 32,
         val_size: NonNegativeInt = 10_000,
         split_seed: Seed = 0,
+        train_size: PositiveInt | None = None,
+        resolution: Literal[28, 14, 7] = 28,
         official: bool = True,
         dataset: Literal["FashionMNIST", "MNIST", "KMNIST"] = "FashionMNIST",
         classes: list[str] | None = None,
@@ -181,6 +205,7 @@ class FashionMNIST(pl.LightningDataModule):
         self.batch_size = batch_size
         self.val_size = val_size
         self.split_seed = split_seed
+        self.train_size, self.resolution = train_size, resolution
         self.official = official and dataset == "FashionMNIST"
         self.classes = tuple(classes or CLASS_NAMES[dataset])
         self.folds, self.fold = folds, fold
@@ -225,10 +250,14 @@ class FashionMNIST(pl.LightningDataModule):
             everything = self._read(train=True)
             labels, size = everything.labels, self.val_size
             if self.folds is None:
-                check_sizes(len(labels), size, self.batch_size)
+                check_sizes(len(labels), size, self.batch_size, self.train_size)
                 train, val = stratified_split(labels, size, self.split_seed)
             else:
                 train, val = stratified_fold(labels, self.folds, self.fold, self.split_seed)
+                check_sizes(len(labels), len(val), self.batch_size, self.train_size)
+            if self.train_size is not None:
+                part = _stratified_order(labels[train], self.split_seed)[: self.train_size]
+                train = train[part.sort().values]
             self.train, self.val = everything[train], everything[val]
 
     def _read(self, *, train: bool) -> ImageSet:
@@ -242,7 +271,8 @@ class FashionMNIST(pl.LightningDataModule):
                 f"{raw} holds the label {int(data.targets.max())}; labels go from 0 to "
                 f"{len(self.classes) - 1}. data.classes=[...] names more classes."
             )
-        return ImageSet(data.data, data.targets, torch.arange(len(data.targets)))
+        images = reduce_resolution(data.data, self.resolution)
+        return ImageSet(images, data.targets, torch.arange(len(data.targets)))
 
     def train_dataloader(self) -> BatchLoader:
         trainer: Any = self.trainer

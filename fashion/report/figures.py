@@ -477,6 +477,45 @@ def budget_curve(
     return figure
 
 
+def accuracy_lines(
+    lines: Mapping[str, Mapping[int, tuple[float, float | None, float | None]]], label: str
+) -> Figure:
+    """Draw a line per network: mean accuracy (0..1) with its interval, if it has one.
+
+    Args:
+        lines: per network, in the order of their accuracy, (mean, low, high) by a number.
+        label: of the numbers, whose axis is logarithmic.
+    """
+    figure, axes = _chart(7.2, 4.4, "Validation accuracy")
+    shades = np.linspace(0.35, 1, len(lines))
+    for (name, points), shade in zip(lines.items(), shades, strict=True):
+        numbers = sorted(points)
+        means = [points[number][0] for number in numbers]
+        for number in numbers:
+            _, low, high = points[number]
+            if low is not None and high is not None:
+                axes.plot([number, number], [low, high], color=ACCENT, alpha=shade, lw=1)
+        axes.plot(numbers, means, "o-", color=ACCENT, alpha=shade, lw=1.6, ms=4, mew=0)
+        axes.annotate(
+            name,
+            (numbers[-1], means[-1]),
+            (6, 0),
+            textcoords="offset points",
+            size=9,
+            va="center",
+            color=ACCENT,
+            alpha=shade,
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted({number for points in lines.values() for number in points}))
+    axes.minorticks_off()
+    axes.xaxis.set_major_formatter(lambda number, _: f"{number:,.0f}")
+    axes.set_xlabel(label)
+    axes.yaxis.set_major_formatter(_percent)
+    axes.margins(x=0.1, y=0.08)
+    return figure
+
+
 def _chart(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     """Return a figure (inches) with one pair of axes, and little around the data."""
     figure = Figure((width, height), layout="constrained")

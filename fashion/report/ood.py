@@ -71,7 +71,7 @@ class Detector:
         ]
 
     def _features(self, images: UInt8[Tensor, "n 28 28"]) -> Float[np.ndarray, "n features"] | None:
-        features = penultimate_features(self._classifier.network, images)
+        features = penultimate_features(self._classifier, images)
         return None if features is None else features.double().numpy()
 
     def _scores(self, images: UInt8[np.ndarray, "n 28 28"]) -> Float[np.ndarray, "kinds n"]:

@@ -97,7 +97,21 @@ def bootstrap_difference(
     *,
     draws: int = 20_000,
 ) -> Difference:
-    """Estimate the difference between two groups' mean accuracies; runs of a group differ in seed.
+    """Estimate the difference between two groups' mean accuracies: see `bootstrap_contrast`."""
+    return bootstrap_contrast(labels, [first, second], [1, -1], draws=draws)
+
+
+def bootstrap_contrast(
+    labels: Labels,
+    groups: Sequence[Float32[np.ndarray, "_ n classes"]],
+    weights: Sequence[int],
+    *,
+    draws: int = 20_000,
+) -> Difference:
+    """Estimate a weighted sum of groups' mean accuracies; runs of a group differ in seed.
+
+    The weights sum to 0: (1, -1) is a difference between two groups, and (1, -1, -1, 1) one between
+    two differences, which is an interaction.
 
     Seeds and images are both samples, crossed (every run predicts every image), and the interval
     should hold for new ones of both. Resampling both at once (the pigeonhole bootstrap, Owen 2007)
@@ -115,22 +129,26 @@ def bootstrap_difference(
     varies six times as much as the other. The interval is the draws' percentiles (Efron &
     Tibshirani 1993), the p-value twice the fraction of draws beyond 0.
 
-    A single run against several is assumed to vary over seeds as those do. Between two single runs
-    only the images are resampled: the result is about these two runs, not about other seeds.
+    A single run against several is assumed to vary over seeds as those do. Among single runs only
+    the images are resampled: the result is about these runs, not about other seeds.
     """
-    groups = [labels == group.argmax(axis=2) for group in (first, second)]
-    gaps = groups[0].mean(axis=0) - groups[1].mean(axis=0)  # per image
+    hits = [labels == group.argmax(axis=2) for group in groups]
+    gaps = np.zeros(len(labels))  # per image
+    for weight, runs in zip(weights, hits, strict=True):
+        gaps += weight * runs.mean(axis=0)
     mean = gaps.mean()
     images = len(labels)
 
-    seed_parts, seed_freedoms, chance = [], [], 0.0  # variances of the difference
-    for runs, others in (groups, groups[::-1]):
+    several = sum(len(runs) > 1 for runs in hits)
+    single = sum(w**2 for w, runs in zip(weights, hits, strict=True) if len(runs) == 1)
+    seed_parts, seed_freedoms, chance = [], [], 0.0  # variances of the sum
+    for weight, runs in zip(weights, hits, strict=True):
         if len(runs) > 1:
-            weight = 1 / len(runs) + (len(others) == 1)
+            factor = weight**2 / len(runs) + single / several
             between_means = runs.sum(axis=1).var(ddof=1) / images**2
-            seed_parts.append(weight * between_means)
+            seed_parts.append(factor * between_means)
             seed_freedoms.append(len(runs) - 1)
-            chance += weight * (runs.var(axis=0, ddof=1).mean() - between_means) / images
+            chance += factor * (runs.var(axis=0, ddof=1).mean() - between_means) / images
     resampled = gaps.var() / images
     image_part = max(resampled - chance, 0.0)
     seed_part = sum(seed_parts)

@@ -20,7 +20,7 @@ from fashion.config import walk
 from fashion.data.datamodule import MEAN, STD, FashionMNIST
 from fashion.report.evaluation import Evaluation
 from fashion.report.metrics import OWN, user_metrics
-from fashion.training.classifier import penultimate_features
+from fashion.training.classifier import Classifier, penultimate_features
 from fashion.training.process import Fit
 
 PROJECTED = 2000  # images in the projector
@@ -78,7 +78,7 @@ def write_results(fit: Fit, metrics: Mapping[str, Any], evaluations: Sequence[Ev
     if isinstance(fit.data, FashionMNIST):
         write_training_images(writer, step, fit.data)
     for evaluation in evaluations:
-        write_evaluation(writer, step, fit.classifier.network, evaluation)
+        write_evaluation(writer, step, fit.classifier, evaluation)
     writer.close()  # Lightning has closed the one before, of training; each has a thread
 
 
@@ -124,15 +124,15 @@ def write_training_images(writer: SummaryWriter, step: int, data: FashionMNIST) 
 
 
 def write_evaluation(
-    writer: SummaryWriter, step: int, network: nn.Module, evaluation: Evaluation
+    writer: SummaryWriter, step: int, classifier: Classifier, evaluation: Evaluation
 ) -> None:
     """Write a split's confusion matrix, mistakes, PR curves; validation's penultimate features.
 
     Args:
         writer: into the run's folder.
         step: of the training, under which TensorBoard shows all of it.
-        network: in evaluation mode, on the CPU.
-        evaluation: of the network.
+        classifier: in evaluation mode, on the CPU.
+        evaluation: of the classifier.
     """
     split, classes = evaluation.split, evaluation.classes
     for name, png in evaluation.pictures.items():
@@ -144,7 +144,7 @@ def write_evaluation(
             f"{split}/{name}", evaluation.labels == label, evaluation.probabilities[:, label], step
         )
     shown = torch.from_numpy(evaluation.images[:PROJECTED])
-    features = penultimate_features(network, shown) if split == "val" else None
+    features = penultimate_features(classifier, shown) if split == "val" else None
     if features is not None:
         # torch prints a warning if the folder exists, as it does when a killed run is resumed.
         with contextlib.redirect_stdout(None):

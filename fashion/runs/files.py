@@ -46,7 +46,16 @@ def _umask() -> int:
 
 
 def refuse_existing(paths: Iterable[Path | None], *, force: bool) -> None:
-    """Raise UserError if an output file of a command exists and `force` does not allow that."""
-    for path in paths:
-        if path is not None and path.exists() and not force:
+    """Raise UserError if an output file of a command exists and `force` does not allow that.
+
+    What is no plain file, such as /dev/null, or is named twice, is never overwritten.
+    """
+    named = set()
+    for path in filter(None, paths):
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a file that can be replaced; name another.")
+        if path.exists() and not force:
             raise UserError(f"{path} exists; --force overwrites it.")
+        if path.resolve() in named:
+            raise UserError(f"{path} is named twice, for different content.")
+        named.add(path.resolve())

@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from fashion.config import CONF, METADATA_KEYS
+from fashion.config import CONF, METADATA_KEYS, task_overrides
 from fashion.errors import UserError
 from fashion.report.metrics import percent
 from fashion.report.table import Table, compare, p_value, render_markdown
@@ -275,9 +275,7 @@ def _write_experiment(search: Search, found: Confirmation) -> str:
     config = found.winner.config
     choices = HydraConfig.get().runtime.choices
     groups, keys, beside = {}, [], []
-    for override in OverridesParser.create().parse_overrides(
-        list(HydraConfig.get().overrides.task)
-    ):
+    for override in OverridesParser.create().parse_overrides(task_overrides()):
         key = override.key_or_group
         if override.is_delete():
             beside.append(str(override.input_line))

@@ -32,7 +32,6 @@ import numpy as np
 import optuna
 import sqlalchemy
 from filelock import FileLock
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
@@ -42,7 +41,7 @@ from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from fashion.config import walk
+from fashion.config import task_overrides, walk
 from fashion.errors import UserError
 from fashion.runs.run import BusyError, Run, without_metadata
 from fashion.search.space import Space, Value
@@ -54,6 +53,8 @@ if TYPE_CHECKING:
 
 # Attributes of a study: what it is a search of; the hours for which it was searched.
 IDENTITY, SPENT = "search", "hours"
+# What a search that begins may find in its folder: its own, of another worker, and Hydra's.
+OWN = ("trials", "trials.lock", "workers", "multirun.yaml", ".submitit")
 
 
 class TimeBudgetExceeded(BaseException):
@@ -94,6 +95,8 @@ class Search:
             UserError: it is a search of something else, or the storage cannot be used.
         """
         storage = self.config.storage or f"sqlite:///{(self.folder / 'study.db').resolve()}"
+        if self.config.storage is None and not (self.folder / "study.db").exists():
+            self._refuse_other_files()
         pruning = self.config.pruning
         study = open_study(
             storage,
@@ -110,6 +113,7 @@ class Search:
         own = self._identity()
         before = study.user_attrs.get(IDENTITY)
         if before is None:
+            self._refuse_other_files()
             if (self.folder / "trials").exists():
                 raise UserError(
                     f"{self.folder} holds trials, and {self.name} in {without_password(storage)} "
@@ -123,6 +127,19 @@ class Search:
                 "Continue that one by its own command, or give this one a name=NAME of its own."
             )
         return study
+
+    def _refuse_other_files(self) -> None:
+        """Raises UserError: the folder holds what no search has written, so that it is not ours."""
+        if not self.folder.is_dir():
+            return
+        names = sorted(path.name for path in self.folder.iterdir())
+        others = [name for name in names if name not in OWN and "study.db" not in name]
+        if others:
+            shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")  # noqa: PLR2004
+            raise UserError(
+                f"{self.folder} holds files that are not a search's ({shown}). They are left as "
+                "they are; give this search a folder=FOLDER of its own."
+            )
 
     def _identity(self) -> dict[str, str]:
         """Return what the values of its trials depend on, as flat keys and JSON values."""
@@ -167,7 +184,7 @@ class Search:
         left_out = ("storage", "worker", "save_as", "data.root", "trainer.enable_progress_bar")
         words = [
             override
-            for override in HydraConfig.get().overrides.task
+            for override in task_overrides()
             if override.lstrip("+~").partition("=")[0] not in left_out
         ]
         return shlex.join(["python", "-m", "fashion.tune", *words]).replace("\n", " ")

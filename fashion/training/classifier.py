@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from fashion.config import Fraction, PositiveFloat, PositiveInt, build
 from fashion.data import CLASSES
-from fashion.data.datamodule import EVAL_BATCH_SIZE, Batch, normalize
+from fashion.data.datamodule import EVAL_BATCH_SIZE, Batch, normalize, reduce_resolution
 from fashion.errors import DivergenceError, UserError
 from fashion.runs import untrusted
 from fashion.training.optimizers import configure
@@ -80,6 +80,7 @@ class Classifier(pl.LightningModule):
         loss: a section or callable: (logits, targets) -> scalar; None for cross-entropy.
         metrics: metrics beside accuracy, by name: sections or torchmetrics objects.
         classes: names of the classes.
+        resolution: of the data; raw images are brought to it.
         class_counts: training images of each class, for losses that weight them.
         steps: (optimizer steps of the training, steps per epoch); None asks the Trainer.
     """
@@ -93,6 +94,7 @@ class Classifier(pl.LightningModule):
         loss: Callable[[Tensor, Tensor], Tensor] | Section | None = None,
         metrics: Mapping[str, Metric | Section] | None = None,
         classes: Sequence[str] = CLASSES,
+        resolution: int = 28,
         class_counts: Sequence[int] = (),
         steps: tuple[int, int] | None = None,
     ) -> None:
@@ -100,10 +102,12 @@ class Classifier(pl.LightningModule):
         given = {"network": network, "optimizer": optimizer, "scheduler": scheduler, "loss": loss}
         plain = {key: dict(value) for key, value in given.items() if isinstance(value, Mapping)}
         self.save_hyperparameters(
-            plain | {"classes": list(classes), "metrics": _plain_metrics(metrics or {})},
+            plain
+            | {"classes": list(classes), "resolution": resolution}
+            | {"metrics": _plain_metrics(metrics or {})},
             logger=False,
         )
-        self.classes = tuple(classes)
+        self.classes, self.resolution = tuple(classes), resolution
         built = _built("model.network", network, {"num_classes": len(classes)})
         if not isinstance(built, nn.Module):
             raise UserError(f"model.network: {type(built).__name__} is no torch.nn.Module.")
@@ -137,10 +141,15 @@ class Classifier(pl.LightningModule):
             images: uint8 (batch, 28, 28), 0..255, normalized here; or float (batch, 1, 28, 28),
                 normalized already, as the LightningDataModule's batches are.
         """
-        logits: Tensor = self.network(normalize(images) if images.dtype == torch.uint8 else images)
+        raw = images.dtype == torch.uint8
+        logits: Tensor = self.network(self.normalize(images) if raw else images)
         return logits.float()  # whatever precision training computes in
 
-    def shared_step(self, batch: Batch, split: str) -> Float[Tensor, "batch classes"]:
+    def normalize(self, images: Num[Tensor, "batch 28 28"]) -> Float[Tensor, "batch 1 28 28"]:
+        """Return raw images, 0..255, as the network takes them."""
+        return normalize(reduce_resolution(images, self.resolution))
+
+    def shared_step(self, batch: Sequence[Tensor], split: str) -> Float[Tensor, "batch classes"]:
         """Return the logits of a batch, and keep them for the metrics at the epoch's end."""
         images, targets = batch
         logits: Tensor = self(images)
@@ -149,7 +158,7 @@ class Classifier(pl.LightningModule):
         self._outputs[split].append((logits.detach(), targets))
         return logits
 
-    def training_step(self, batch: Batch) -> Float[Tensor, ""]:
+    def training_step(self, batch: Sequence[Tensor]) -> Float[Tensor, ""]:
         """Return the loss of a batch, or of this process's shard of it.
 
         Raises:
@@ -174,13 +183,13 @@ class Classifier(pl.LightningModule):
             self._abort(f"The loss became {loss.item()}")
         return loss
 
-    def validation_step(self, batch: Batch) -> None:
+    def validation_step(self, batch: Sequence[Tensor]) -> None:
         self.shared_step(batch, "val")
 
-    def test_step(self, batch: Batch) -> None:
+    def test_step(self, batch: Sequence[Tensor]) -> None:
         self.shared_step(batch, "test")
 
-    def predict_step(self, batch: Batch | Tensor) -> Float[Tensor, "batch classes"]:
+    def predict_step(self, batch: Sequence[Tensor] | Tensor) -> Float[Tensor, "batch classes"]:
         """Return probabilities of a batch, with or without labels."""
         images = batch if isinstance(batch, Tensor) else batch[0]
         probabilities: Tensor = self(images).softmax(1)
@@ -227,7 +236,8 @@ class Classifier(pl.LightningModule):
         fitting = self.trainer.state.fn == "fit"
         # While fitting, loggers get them here: Lightning hands them on after the epoch's checkpoint
         # has been saved, and a run killed in between would miss them when it is resumed.
-        self.log_dict(values, logger=not fitting, sync_dist=True)
+        # Not True, with which Lightning warns where there is no logger.
+        self.log_dict(values, logger=False if fitting else None, sync_dist=True)
         if fitting and not self.trainer.sanity_checking:
             numbers = {key: value.item() for key, value in values.items()}
             self.log_epoch(numbers, self.global_step)
@@ -424,10 +434,14 @@ def load_classifier(run: "Run", command: str | None = None) -> Classifier:
     section = run.section("model.network", command or run.command("evaluate", "--trust"))
     data = run.config.data
     classes = data.get("classes") or CLASS_NAMES.get(data.get("dataset", "FashionMNIST"), CLASSES)
+    options: dict[str, Any] = {
+        "classes": list(classes),
+        "resolution": data.get("resolution", 28),
+    }
     with torch.device("meta"):  # which takes no memory, however large the network
-        probe = Classifier(section, classes=list(classes))
+        probe = Classifier(section, **options)
         load_weights(probe, content, path, assign=True)
-    classifier = Classifier(section, classes=list(classes))
+    classifier = Classifier(section, **options)
     load_weights(classifier, content, path)
     return classifier.eval()
 
@@ -464,7 +478,7 @@ def predict_probabilities(
     classifier.eval()
     probabilities = torch.cat(
         [
-            classifier(normalize(part.to(classifier.device))).softmax(1).cpu()
+            classifier(classifier.normalize(part.to(classifier.device))).softmax(1).cpu()
             for part in images.split(EVAL_BATCH_SIZE)
         ]
     )
@@ -474,20 +488,20 @@ def predict_probabilities(
 
 
 def penultimate_features(
-    network: nn.Module, images: UInt8[Tensor, "n 28 28"]
+    classifier: Classifier, images: UInt8[Tensor, "n 28 28"]
 ) -> Float[Tensor, "n features"] | None:
     """Return the input of the last `nn.Linear` to work, or None if there is none."""
     given: list[Tensor] = []
     hooks = [
         layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
-        for layer in network.modules()
+        for layer in classifier.network.modules()
         if isinstance(layer, nn.Linear)
     ]
     features = []
     with torch.inference_mode():
         for part in images.split(EVAL_BATCH_SIZE):
             given.clear()
-            network(normalize(part))
+            classifier(part)
             features += [layer.flatten(1) for layer in given[-1:]]
     for hook in hooks:
         hook.remove()

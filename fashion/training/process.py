@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fashion.config import NonNegativeInt, build
-from fashion.data.datamodule import FashionMNIST, from_config
+from fashion.data.datamodule import BatchLoader, FashionMNIST, from_config
 from fashion.errors import (
     DivergenceError,
     Interrupted,
@@ -51,6 +51,7 @@ from fashion.training.checkpoints import (
 )
 from fashion.training.classifier import Classifier, load_weights
 from fashion.training.fast_path import ChunkedClassifier, why_not
+from fashion.training.threads import Threads, fastest_threads, kept_threads, threads
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
@@ -118,7 +119,7 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
         foreign_data=not isinstance(data, FashionMNIST),
     )
     classifier = _classifier(plain, data, chunked=reason is None)
-    if config.init_from:
+    if config.init_from and not run.last_checkpoint.exists():
         _start_from(classifier, config.init_from, trust=config.trust)
     _refuse_single_images(classifier, data, plain["trainer"])
     classifier.check_output()
@@ -127,7 +128,8 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
     if config.compile:
         classifier.network.compile()
     before = run.last_checkpoint if run.last_checkpoint.exists() else None
-    steps_before = untrusted.read_checkpoint(before)["global_step"] if before else 0
+    earlier = untrusted.read_checkpoint(before) if before else {}
+    keep_threads = Threads(torch.get_num_threads())
     timing, last = Timing(), LastCheckpoint(run.last_checkpoint)
     best = next((c for c in configured.values() if isinstance(c, BestCheckpoint)), None)
     shown = plain["trainer"].get("enable_progress_bar", True)
@@ -140,6 +142,7 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
                 [
                     InterruptBetweenBatches(signals.listen, signals.raise_noted),
                     EpochSeed(config.seed),
+                    keep_threads,
                     timing,
                     *[c for c in configured.values() if c is not best],
                     *callbacks,
@@ -148,14 +151,16 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
                     *([best] if best else []),
                     last,
                 ],
-                build_loggers(plain["logger"], run, steps_before),
+                build_loggers(plain["logger"], run, earlier.get("global_step", 0)),
                 progress_bar=shown and bar is not None,
             )
-            if shown and trainer.is_global_zero:
-                print(_heading(classifier, optimizer, data, trainer, reason), flush=True)
+            keep_threads.number = _threads(trainer, classifier, data, plain, earlier)
             if trainer.world_size > 1:
                 restore_default_signals()  # until training starts, processes wait for each other
-            with _logged(trainer, plain):
+            notes = _notes(keep_threads.number, reason)
+            with threads(keep_threads.number), _logged(trainer, plain):
+                if shown and trainer.is_global_zero:
+                    print(_heading(classifier, optimizer, data, trainer, notes), flush=True)
                 trainer.fit(classifier, datamodule=data, ckpt_path=before, weights_only=True)
     except (DivergenceError, Interrupted) as error:
         error.add_note(progress(last, best))
@@ -177,9 +182,29 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
         "seconds": timing.seconds,
         "images_per_second": timing.images_per_second,
         "precision": trainer.precision,
+        "threads": keep_threads.number,
         **made,
     }
     return Fit(run, classifier.eval(), data, trainer, metrics)
+
+
+def _threads(
+    trainer: pl.Trainer,
+    classifier: Classifier,
+    data: Any,
+    plain: Mapping[str, Any],
+    earlier: dict[str, Any],
+) -> int:
+    """Return how many threads to train with: as asked, as before the interruption, or measured."""
+    flags = plain["trainer"]
+    if number := flags.get("threads") or kept_threads(earlier):
+        return int(number)
+    loader = data.train_dataloader()
+    measurable = isinstance(loader, BatchLoader) and trainer.world_size == 1
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    if not (measurable and on_cpu) or flags.get("deterministic") or flags.get("fast_dev_run"):
+        return torch.get_num_threads()
+    return fastest_threads(classifier, loader, trainer.precision_plugin)
 
 
 @contextmanager
@@ -211,6 +236,12 @@ def _user_errors(run: Run, config: DictConfig) -> Iterator[None]:
         ) from error
     except MisconfigurationException as error:
         raise UserError(f"trainer: {error}") from error
+    except RuntimeError as error:
+        if processes(config.trainer) == 1 or "peer" not in str(error):
+            raise
+        raise UserError(
+            "Another process of this training has ended, and this one cannot go on alone."
+        ) from error
 
 
 def _watches_validation(section: Mapping[str, Any]) -> bool:
@@ -238,6 +269,7 @@ def _classifier(plain: dict[str, Any], data: Any, *, chunked: bool) -> Classifie
         options["steps"] = (steps, per_epoch)
         counts = torch.bincount(data.train.labels, minlength=len(data.classes))
         options |= {"class_counts": counts.tolist(), "classes": data.classes}
+        options["resolution"] = data.resolution
         data.chunked = chunked
     if chunked:
         options["batch_size"] = data.batch_size
@@ -293,32 +325,39 @@ def _stopped(callbacks: Any, plain: Mapping[str, Any], epochs: int) -> dict[str,
     return {"stopped": text}
 
 
+def _notes(number: int, reason: str | None) -> list[str]:
+    """Return what is slower than it could be, or looks so."""
+    notes = []
+    if number < (most := torch.get_num_threads()):
+        notes.append(f"Not all {most} threads, which are no faster now (trainer.threads={number}).")
+    if reason:
+        notes.append(f"One batch per step of Lightning's loop, because of {reason}.")
+    return notes
+
+
 def _heading(
     classifier: Classifier,
     optimizer: torch.optim.Optimizer,
     data: Any,
     trainer: pl.Trainer,
-    reason: str | None,
+    notes: Sequence[str],
 ) -> str:
-    """Return two lines about what is trained, on what; a third where the ordinary loop is used."""
+    """Return two lines about what is trained, on what, and the notes."""
     parameters = sum(parameter.numel() for parameter in classifier.network.parameters())
     what = [
         f"{type(classifier.network).__name__}, {parameters:,} parameters",
         f"{type(optimizer).__name__} lr={optimizer.param_groups[0]['lr']:g}",
     ]
     device = trainer.strategy.root_device.type
-    threads = torch.get_num_threads()
+    count = torch.get_num_threads()
     where = [
-        f"cpu, {threads} thread{'s' * (threads != 1)}" if device == "cpu" else device,
+        f"cpu, {count} thread{'s' * (count != 1)}" if device == "cpu" else device,
         str(trainer.precision),
     ]
     if isinstance(data, FashionMNIST):
         what.append(f"batch {data.batch_size}")
         where.insert(0, f"{len(data.train):,} training, {len(data.val):,} validation images")
-    lines = [", ".join(what), ", ".join(where)]
-    if reason:
-        lines.append(f"One batch per step of Lightning's loop, because of {reason}.")
-    return "\n".join(lines)
+    return "\n".join([", ".join(what), ", ".join(where), *notes])
 
 
 class EventLogger(TensorBoardLogger):
@@ -412,7 +451,7 @@ def build_trainer(
     """
     quieten()
     accelerator = flags.get("accelerator", "auto")
-    given = {key: value for key, value in flags.items() if value is not None}
+    given = {key: v for key, v in flags.items() if v is not None and key != "threads"}
     if given.get("precision") == "auto":
         given["precision"] = hardware_precision(accelerator)
     given |= {"enable_progress_bar": progress_bar}
@@ -446,16 +485,24 @@ def _environment(flags: Mapping[str, Any]) -> list[Any]:
     save and requeue by itself, and begin later runs from what another has saved. The run folder and
     `resume` do that here.
     """
-    slurm = SLURMEnvironment.detect() and int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    tasks = int(os.environ.get("SLURM_NTASKS") or 1) if SLURMEnvironment.detect() else 1
     several = processes(flags) != 1
-    if slurm and several:
+    if tasks > 1 and several:
+        if tasks != processes(flags):
+            raise UserError(
+                f"trainer.devices = {flags.get('devices', 1)}, trainer.num_nodes = "
+                f"{flags.get('num_nodes', 1)}: Slurm has started {tasks} tasks (SLURM_NTASKS). "
+                "Ask it for one task per device."
+            )
         # Lightning insists on it, and `srun -n` does not set it.
-        per_node = int(os.environ["SLURM_NTASKS"]) // int(flags.get("num_nodes", 1))
+        per_node = tasks // int(flags.get("num_nodes", 1))
         os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(per_node))
         return [SLURMEnvironment(auto_requeue=False)]
     if several:
         return []
-    return [LightningEnvironment()]
+    alone = LightningEnvironment()
+    alone.set_global_rank(0)  # Slurm's variables had said another, by which loggers are silent
+    return [alone]
 
 
 def processes(flags: Mapping[str, Any]) -> int:

@@ -19,6 +19,7 @@ from fashion.data.datamodule import (
     ImageSet,
     from_config,
     normalize,
+    reduce_resolution,
     stratified_fold,
     stratified_split,
 )
@@ -41,6 +42,64 @@ def ready(root: Path, **changes: Any) -> FashionMNIST:
 def uneven_labels(counts: list[int]) -> Tensor:
     labels = torch.repeat_interleave(torch.arange(10), torch.tensor(counts))
     return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))]
+
+
+def test_reduced_images_are_block_means() -> None:
+    image = torch.zeros(1, 28, 28, dtype=torch.uint8)
+    image[0, 0, 0], image[0, 1, 1], image[0, 26, 27] = 100, 201, 4
+    half = reduce_resolution(image, 14)
+    assert half[0, :2, :2].tolist() == [[75, 75], [75, 75]]  # 75.25
+    assert half[0, 26:, 26:].tolist() == [[1, 1], [1, 1]]
+    assert half.sum() == 4 * 75 + 4
+    quarter = reduce_resolution(image, 7)
+    assert quarter[0, :4, :4].unique().tolist() == [19]  # 301 / 16 = 18.8
+    assert quarter.sum() == 16 * 19
+
+
+@pytest.mark.parametrize("resolution", [28, 14, 7])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_reduced_twice_is_reduced_once(resolution: int, dtype: torch.dtype) -> None:
+    images = torch.randint(256, (20, 28, 28), generator=torch.Generator().manual_seed(0)).to(dtype)
+    once = reduce_resolution(images, resolution)
+    assert once.dtype == dtype
+    assert torch.equal(reduce_resolution(once, resolution), once)
+    assert torch.equal(once, images) == (resolution == 28)
+    assert len(once[0].unique(dim=0)) <= resolution
+
+
+def test_resolution_is_that_of_every_split(tiny_data: Path) -> None:
+    full, low = ready(tiny_data), ready(tiny_data, resolution=7)
+    for data in (full, low):
+        data.setup("test")
+    for split in ("train", "val", "test"):
+        expected = reduce_resolution(getattr(full, split).images, 7)
+        assert torch.equal(getattr(low, split).images, expected)
+
+
+def test_smaller_training_sets_lie_within_larger_ones(tiny_data: Path) -> None:
+    sizes = (20, 50, 130, 300, None)
+    parts = [ready(tiny_data, train_size=size, batch_size=10, seed=size or 7) for size in sizes]
+    for size, small, large in zip(sizes, parts, parts[1:], strict=False):
+        assert len(small.train) == size
+        assert set(small.train.indices.tolist()) <= set(large.train.indices.tolist())
+        assert torch.equal(small.val.indices, large.val.indices)
+        counts = small.train.labels.bincount(minlength=10)
+        assert counts.max() - counts.min() <= 1  # as in the tiny data
+    again = ready(tiny_data, train_size=50, batch_size=10, seed=8)
+    assert torch.equal(again.train.indices, parts[1].train.indices)
+    other = ready(tiny_data, train_size=50, batch_size=10, split_seed=1)
+    assert not torch.equal(other.train.indices, parts[1].train.indices)
+
+
+def test_training_sets_of_folds_can_be_smaller(tiny_data: Path) -> None:
+    data = ready(tiny_data, folds=4, fold=1, train_size=40)
+    assert (len(data.train), len(data.val)) == (40, 100)
+
+
+@pytest.mark.parametrize("changes", [{"train_size": 301}, {"train_size": 31, "folds": 10}])
+def test_a_training_set_that_is_too_large(tiny_data: Path, changes: dict[str, int]) -> None:
+    with pytest.raises(UserError, match=r"there are 300 to train|_size = 32: there are 31"):
+        ready(tiny_data, **changes)
 
 
 COUNTS = [[100] * 10, [997, 3, 10, 501, 1, 64, 0, 128, 0, 32]]

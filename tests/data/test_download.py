@@ -277,6 +277,7 @@ def test_a_bad_gz_is_refused(root: Path, content: bytes, reason: str) -> None:
     assert files(root) == set()
 
 
+@pytest.mark.slow
 def test_a_download_that_breaks_off(root: Path, serve: Callable[..., list[str]]) -> None:
     serve(compressed(), cut=10)
     with pytest.raises(UserError, match=r"127\.0\.0\.1:\d+/: ."):

@@ -211,6 +211,7 @@ def test_a_white_product_on_white_is_faint() -> None:
     assert not is_faint(prepare(shirt(colour=(250, 250, 250), wall=(90, 90, 90))))
 
 
+@pytest.mark.slow
 @given(st.sampled_from(MODES), st.integers(1, 70), st.integers(1, 70), st.data())
 @settings(max_examples=150)
 def test_any_picture_gives_28_x_28_or_the_documented_error(

@@ -286,3 +286,20 @@ def test_importances_and_slices() -> None:
     assert few.axes[0].get_xscale() == "linear"
     assert [text.get_text() for text in few.axes[0].get_xticklabels()] == ["32", "64", "128"]
     draw(few)
+
+
+def test_accuracy_lines() -> None:
+    lines = {
+        "linear": {7: (0.7, 0.69, 0.71), 28: (0.8, None, None)},
+        "cnn": {7: (0.75, 0.74, 0.76), 28: (0.9, 0.88, 0.92)},
+    }
+    figure = figures.accuracy_lines(lines, "pixels")
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.texts] == ["linear", "cnn"]
+    assert [line.get_ydata().tolist() for line in axes.lines if len(line.get_xdata()) == 2][-1] == [
+        0.75,
+        0.9,
+    ]
+    intervals = [line for line in axes.lines if line.get_xdata()[0] == line.get_xdata()[-1]]
+    assert len(intervals) == 3
+    assert axes.get_xticks().tolist() == [7, 28]

@@ -96,6 +96,7 @@ def test_scores_by_hand() -> None:
     assert found["ece"] == pytest.approx((0.1 + 0.6 + 0.3 + 0.5) / 4)
 
 
+@pytest.mark.slow
 @bounded
 @given(predictions)
 def test_numbers_agree_with_each_other(answered: tuple[np.ndarray, np.ndarray]) -> None:

@@ -26,6 +26,8 @@ from fashion.report.evaluation import Evaluation
 from fashion.report.statistics import wilson
 from fashion.runs.run import Run
 
+pytestmark = pytest.mark.slow
+
 SECTIONS = [
     *("result", "learning", "confusion", "classes", "pairs"),
     *("mistakes", "labels", "calibration", "run"),
@@ -607,7 +609,6 @@ def long_report(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.usefixtures("long_report")
 def test_browser_has_nothing_to_complain_of_and_asks_for_nothing(
@@ -619,7 +620,6 @@ def test_browser_has_nothing_to_complain_of_and_asks_for_nothing(
     assert "48 of 110 shown" in seen.dom
 
 
-@pytest.mark.slow
 @pytest.mark.browser
 def test_policy_stops_what_would_slip_in(visit: Callable[..., Visit], long_report: Path) -> None:
     """And the test above would see it."""
@@ -634,7 +634,6 @@ def test_policy_stops_what_would_slip_in(visit: Callable[..., Visit], long_repor
     assert visit("report.html").requests == {"http://127.0.0.1:9/x.png"}
 
 
-@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.usefixtures("long_report")
 def test_address_chooses_the_mistakes(visit: Callable[..., Visit]) -> None:
@@ -646,7 +645,6 @@ def test_address_chooses_the_mistakes(visit: Callable[..., Visit]) -> None:
     assert len(cards) == 110
 
 
-@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.parametrize(
     ("scheme", "background"), [(1, "rgb(255, 255, 255)"), (0, "rgb(22, 21, 20)")]
@@ -683,7 +681,6 @@ def probed(visit: Callable[..., Visit], *flags: str) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.slow
 @pytest.mark.browser
 def test_report_of_the_real_command(
     visit: Callable[..., Visit], command: Command, tiny_data: Path, tmp_path: Path

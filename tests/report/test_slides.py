@@ -13,6 +13,8 @@ from fashion.report.figures import PredictedPhoto
 from fashion.report.slides import NAMES, write_predictions, write_run
 from fashion.runs.run import Run
 
+pytestmark = pytest.mark.slow
+
 
 def check(paths: list[Path], *said: str) -> None:
     """Check size, background and text of slides."""

@@ -118,6 +118,7 @@ class Recipe:
         return self.level + ease + luck + self.chance * random.normal(size=(runs, len(ease))) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("runs", "luck"),
     [((3, 3), 0.0), ((3, 3), 0.1), ((5, 5), 0.0), ((5, 5), 0.1), ((3, 5), 0.03), ((1, 5), 0.1)],
@@ -139,6 +140,31 @@ def test_the_difference_of_groups_covers(runs: tuple[int, int], luck: float) -> 
         found = statistics.bootstrap_difference(labels, first, second, draws=1_000)
         covered += found.low <= truth <= found.high
     assert 0.93 <= covered / repetitions <= 0.975
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("luck", [0.0, 0.1])
+def test_interaction_of_groups_covers(luck: float) -> None:
+    random = np.random.default_rng(0)
+    recipes = [Recipe(level, luck, 0.5) for level in (1.9, 1.6, 1.5, 1.4)]
+    weights = (1, -1, -1, 1)
+    truth = sum(w * recipe.accuracy for w, recipe in zip(weights, recipes, strict=True))
+    labels = np.arange(1_000) % 10
+    covered = 0
+    for _ in range(300):
+        ease = random.normal(size=1_000)
+        groups = [predictions(labels, recipe.right(random, 3, ease)) for recipe in recipes]
+        found = statistics.bootstrap_contrast(labels, groups, weights, draws=1_000)
+        covered += found.low <= truth <= found.high
+    assert 0.92 <= covered / 300 <= 0.98
+
+
+def test_contrast_is_the_weighted_sum_of_accuracies() -> None:
+    labels = np.array([0, 1, 1, 0])
+    hits = [[[1, 1, 1, 1]], [[1, 1, 0, 1], [1, 0, 0, 1]], [[1, 1, 0, 0]], [[0, 0, 0, 1]]]
+    groups = [predictions(labels, np.array(each, bool)) for each in hits]
+    found = statistics.bootstrap_contrast(labels, groups, (1, -1, -1, 1))
+    assert found.mean == pytest.approx(1 - 0.625 - 0.5 + 0.25)
 
 
 def test_a_difference_that_is_there_is_found() -> None:

@@ -257,6 +257,6 @@ def test_writing_it_again_prints_nothing(
     evaluation = evaluate(classifier, open_data(run), "val")
     for _ in range(2):
         with SummaryWriter(tmp_path) as writer:
-            tensorboard.write_evaluation(writer, 1, classifier.network, evaluation)
+            tensorboard.write_evaluation(writer, 1, classifier, evaluation)
     assert capfd.readouterr().out == ""
     assert len(list(tmp_path.rglob("tensors.tsv"))) == 1

@@ -522,6 +522,16 @@ def test_links_out_of_the_folder_are_refused(run: Run, tmp_path: Path, name: str
     Run.open(run.folder)
 
 
+def test_of_wandb_s_files_one_may_be_a_link_out_of_the_folder(run: Run, tmp_path: Path) -> None:
+    logs = run.folder / "wandb/offline-run-1/logs"
+    logs.mkdir(parents=True)
+    (logs / "debug-core.log").symlink_to(tmp_path / "cache.log")
+    Run.open(run.folder)
+    (logs / "debug.log").symlink_to(tmp_path / "cache.log")
+    with pytest.raises(UserError, match=r"debug\.log leads out of the run's folder"):
+        Run.open(run.folder)
+
+
 @pytest.mark.parametrize(
     ("section", "message"),
     [

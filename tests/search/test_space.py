@@ -241,6 +241,7 @@ def test_any_space_is_refused_by_name_or_draws_what_is_allowed(
     schema.check(cast(dict[str, Any], OmegaConf.to_container(drawn)), {})
 
 
+@pytest.mark.slow
 @given(
     low=st.floats(1e-6, 1e-3, exclude_max=True),
     high=st.floats(1e-3, 1, exclude_min=True),

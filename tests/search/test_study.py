@@ -28,6 +28,8 @@ from fashion.runs.run import Run
 from fashion.search.study import Sampler, TimeBudgetExceeded, open_study, run_trials, trial_run
 from fashion.search.trials import ATTEMPTS, MOST_KILLS, Limits, Trials, failure
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = CONF.parent / "scripts" / "checks"
 EPOCHS = 8
 Objective = Callable[[Trial, Run], float]
@@ -262,7 +264,6 @@ def storage(request: pytest.FixtureRequest) -> Iterator[str | None]:
         yield url
 
 
-@pytest.mark.slow
 # A process keeps its connections until it ends.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_several_processes_reach_the_total_together_and_resume_what_was_killed(

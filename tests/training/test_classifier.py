@@ -291,15 +291,16 @@ def test_predict_proba_refuses_what_it_could_misread(
 
 
 def test_penultimate_features_are_the_input_of_the_last_linear_layer() -> None:
-    network = ConvNet(conv=[3], dense=[20, 8]).eval()
+    network = ConvNet(conv=[3], dense=[20, 8])
+    classifier = Classifier(network).eval()
     images = torch.randint(0, 256, (300, 28, 28), dtype=torch.uint8)
-    features = penultimate_features(network, images)
+    features = penultimate_features(classifier, images)
     assert features is not None
     assert features.shape == (300, 8)
     last: Any = network[-1]
     torch.testing.assert_close(last(features), network(normalize(images)))
     assert not any(module._forward_pre_hooks for module in network.modules())  # noqa: SLF001
-    assert penultimate_features(nn.Flatten(), images) is None
+    assert penultimate_features(Classifier(nn.Flatten()), images) is None
 
 
 # Checkpoints of runs that somebody else may have made

@@ -1,0 +1,97 @@
+"""How many CPU threads a training uses: measured on the machine as it is, and then kept.
+
+The threads of an operation wait for the slowest of them. Where another program keeps a core busy,
+all threads are therefore several times slower than one; on a quiet machine they are up to twice as
+fast, or bring a small network nothing.
+"""
+
+import copy
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins import Precision
+
+from fashion.data.datamodule import BatchLoader, normalize
+from fashion.training.classifier import Classifier
+
+SECONDS = 0.6  # of measuring, beside the first steps
+STEPS = 3  # at least, with each number of threads
+GAIN = 1.05  # by which all threads must be faster than one: with one, another core stays free
+
+
+class Threads(Callback):
+    """Keeps the number of threads in the checkpoints, for a resumed run to use the same.
+
+    Sums are rounded differently by another number of threads.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"number": self.number}
+
+
+def kept_threads(checkpoint: dict[str, Any]) -> int | None:
+    """Return the number of threads in a checkpoint's content, or None if there is none."""
+    state = checkpoint.get("callbacks", {}).get("Threads", {})
+    number = state.get("number") if isinstance(state, dict) else None
+    return number if isinstance(number, int) and number > 0 else None
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Use so many threads within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def fastest_threads(classifier: Classifier, loader: BatchLoader, precision: Precision) -> int:
+    """Return 1 or all threads, whichever trains a copy of the network faster at this moment.
+
+    Neither the network nor the state of the random generators changes.
+
+    Args:
+        classifier: on the CPU.
+        loader: of training batches.
+        precision: the Trainer's.
+    """
+    most = torch.get_num_threads()
+    if most == 1:
+        return 1
+    images, labels = loader.images[: loader.batch_size], loader.labels[: loader.batch_size]
+    batch = normalize(images)
+    trained = copy.deepcopy(classifier)
+    optimizer: Any = trained.configure_optimizers()["optimizer"]
+
+    def step() -> float:
+        start = time.perf_counter()
+        with precision.forward_context():
+            loss = trained.criterion(trained(batch), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return time.perf_counter() - start
+
+    seconds: dict[int, list[float]] = {1: [], most: []}
+    with torch.random.fork_rng(devices=[]):
+        for number in seconds:  # the first step prepares kernels and starts threads
+            with threads(number):
+                step()
+        start = time.perf_counter()
+        while len(seconds[most]) < STEPS or time.perf_counter() - start < SECONDS:
+            for number, measured in seconds.items():
+                with threads(number):
+                    # Several steps, as in training: the first one after a change wakes threads.
+                    measured.append(min(step() for _ in range(2)))
+    one, all_ = (statistics.median(measured) for measured in seconds.values())
+    return most if one > GAIN * all_ else 1

@@ -1,0 +1,121 @@
+"""Other data of the same form, through the real commands: its folder, and its classes' names."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from conftest import Command, Outcome, tiny_overrides, write_idx
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fashion.data.datamodule import CLASS_NAMES
+from fashion.runs.run import Run
+
+pytestmark = pytest.mark.slow
+
+SMALL = ("model=mlp", "model.network.dense=[8]", "trainer.max_epochs=1")
+
+
+class Data(NamedTuple):
+    overrides: tuple[str, ...]
+    folder: str
+    classes: tuple[str, ...]
+
+
+DATA = {
+    "mnist": Data(("data=mnist",), "MNIST", CLASS_NAMES["MNIST"]),
+    "kmnist": Data(("data=kmnist",), "KMNIST", CLASS_NAMES["KMNIST"]),
+    "own": Data(
+        ("data.classes=[ring,square,two words,star]",),
+        "FashionMNIST",
+        ("ring", "square", "two words", "star"),
+    ),
+}
+# Sentences that are about clothes, and the names of other data's classes and files.
+FOREIGN = ("Fashion-MNIST", "We thought", "shoe", "T-shirt", "Ankle boot", "idx3", "actually")
+
+
+def check_names(classes: tuple[str, ...], text: str) -> None:
+    assert [name for name in classes if name not in text] == []
+    assert [word for word in FOREIGN if word in text] == []
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_its_classes_are_named_everywhere(
+    command: Command, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    overrides, folder, classes = DATA[name]
+    shutil.copytree(tiny_data / "FashionMNIST", tmp_path / "data" / folder)
+    for part, count in (("train", 400), ("t10k", 100)):
+        path = tmp_path / "data" / folder / f"raw/{part}-labels-idx1-ubyte"
+        write_idx(path, np.arange(count) % len(classes))
+    monkeypatch.chdir(tmp_path)
+    tiny = tiny_overrides(Path("data"))
+    done = command(
+        *("train", *tiny, *SMALL, "report=true", "hydra.run.dir=logs/run", *overrides),
+        "trainer.limit_train_batches=1",  # so that there are mistakes
+    )
+    assert (done.status, done.err) == (0, "")
+    run = Run(Path("logs/run"))
+    assert {key.removeprefix("val/f1/") for key in run.metrics if "val/f1/" in key} <= {*classes}
+    report = (run.folder / "report.html").read_text(encoding="utf-8")
+    check_names(classes, report)
+    assert f"Predicted {classes[run.predictions('val').probabilities[0].argmax()]}" in report
+
+    events = EventAccumulator(str(run.folder)).Reload()
+    curves = {tag for tag in events.Tags()["tensors"] if tag.startswith("val/")}
+    assert curves == {f"val/{each}" for each in classes}
+    (labels,) = run.folder.glob("00000/*/metadata.tsv")
+    assert set(labels.read_text().split("\n")[1].split("\t")) <= {*classes}
+
+    done = command("evaluate", run.folder, "--mistakes", "m.csv", "--figures", "figures")
+    assert (done.status, done.err) == (0, "")
+    with Path("m.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["index", "true", "predicted", *(f"p({each})" for each in classes)]
+    assert rows
+    assert {each for row in rows for each in row[1:3]} <= {*classes}
+    check_names(classes, Path("figures/confusion_matrix-light.svg").read_text())
+    check_names((), Path("figures/mistakes-light.svg").read_text())
+
+    Image.new("L", (28, 28), 9).save("image.png")
+    Image.new("L", (280, 280), 9).save("photo.png")
+    done = command("predict", run.folder, "image.png", "photo.png", "--json")
+    image, photo = json.loads(done.out)
+    assert {each["class"] for each in image["likeliest"]} <= {*classes}
+    assert "only 28 x 28 images in its data's format can be predicted" in photo["error"]
+
+
+def refused(done: Outcome, *parts: str) -> None:
+    assert done.status == 1, done.out
+    assert done.err.startswith("error: "), done.err
+    assert len(done.err.splitlines()) == 1, done.err
+    for part in parts:
+        assert part in done.err
+
+
+def test_more_labels_than_names(command: Command, tiny_data: Path, tmp_path: Path) -> None:
+    given = (*tiny_overrides(tiny_data), *SMALL, f"hydra.run.dir={tmp_path}/run")
+    done = command("train", *given, "data.classes=[a,b,c]")
+    refused(done, "holds the label 9; labels go from 0 to 2. data.classes=[...] names more classes")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_data_folder_one_level_too_deep(
+    command: Command, tiny_data: Path, tmp_path: Path
+) -> None:
+    """It is understood, so that it is not filled with a second copy of the data."""
+    before = sorted(tiny_data.rglob("*"))
+    tiny = tiny_overrides(tiny_data / "FashionMNIST")
+    done = command("train", *tiny, *SMALL, f"hydra.run.dir={tmp_path}/run")
+    assert done.status == 0, done.err
+    assert Run(tmp_path / "run").config.data.root == str(tiny_data)
+    deeper = tiny_data / "FashionMNIST/raw"
+    for options in (("--split", "test"), ("--split", "val")):
+        done = command("evaluate", tmp_path / "run", "--data", deeper, *options)
+        assert done.status == 0, done.err
+    assert sorted(tiny_data.rglob("*")) == before
