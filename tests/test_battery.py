@@ -33,6 +33,7 @@ from fashion.data import download as idx
 from fashion.runs.run import LONGEST_HISTORY, Run
 from fashion.runs.untrusted import LARGEST_TEXT
 
+pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 SECONDS = 20  # that a row may take, on a slow machine; most take milliseconds
 MEGABYTES = 200  # that a row may take beyond what the process has already
 
