@@ -62,11 +62,16 @@ def _subnormal_numbers() -> Iterator[None]:
 
 
 @pytest.fixture
-def largest_file() -> Iterator[Callable[[int], None]]:
-    """Return a function that bounds the size of this process's files, as a full disk does."""
+def largest_file() -> Iterator[Callable[[int | None], None]]:
+    """Return a function that bounds the size of this process's files, as a full disk does.
+
+    None ends that.
+    """
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    yield lambda size: resource.setrlimit(
+        resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY if size is None else size, before[1])
+    )
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 

@@ -15,7 +15,7 @@ ROOMS = ("data", "runs", "training", "report", "search")
 BASE = ("config", "errors")
 COMMANDS = ("train", "evaluate", "compare", "predict", "tune", "export")
 # Of fashion.train: what one run does, which the search and the Python API do as well.
-SHARED = {"train", "train_one", "check", "keep_folders"}
+SHARED = {"train", "train_one", "keep_folders", "check"}
 SLOW = ("torch", "lightning", "torchvision", "torchmetrics", "optuna", "matplotlib", "tensorboard")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -5,14 +5,12 @@ A section per kind of situation; what an own module's tests drive already is not
 
 import contextlib
 import os
-import pty
 import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,8 @@ from fashion.runs.run import Run
 from fashion.training.process import _user_errors
 
 pytestmark = pytest.mark.slow
+pty = pytest.importorskip("pty")
+termios = pytest.importorskip("termios")
 
 SMOKE = ("trainer=smoke", "model=linear")
 # What Slurm sets in a job; the second of its tasks.
@@ -486,6 +486,7 @@ from lightning.pytorch.trainer.connectors import signal_connector
 signal_connector._IS_WINDOWS = True
 for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM", "SIGQUIT", "SIGKILL", "SIGSTOP"):
     delattr(signal, name)
+signal.valid_signals = lambda: {signal.SIGINT, signal.SIGTERM, signal.SIGABRT}
 for name in ("fork", "sched_getaffinity", "getuid", "setsid", "killpg"):
     delattr(os, name)
 sys.argv[0] = sys.argv.pop(1)

@@ -134,7 +134,7 @@ class Search:
             return
         names = sorted(path.name for path in self.folder.iterdir())
         others = [name for name in names if name not in OWN and "study.db" not in name]
-        if others:
+        if others and "trials" not in names:  # of which another message is
             shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")  # noqa: PLR2004
             raise UserError(
                 f"{self.folder} holds files that are not a search's ({shown}). They are left as "
