@@ -195,7 +195,7 @@ COMMAND_LINES = {
     "compare run --split test": "python -m fashion.evaluate run --split test",
     "compare run --baseline best": "No group is named best. The groups are:\n  mlp",
     "compare run --output file/table.md": "file/table.md cannot be written: ",
-    "compare run --output empty": "empty exists; --force overwrites it",
+    "compare run --output empty": "empty is not a file that can be replaced",
     "predict none photo.png": "none is not a run folder",
     "predict file photo.png": "file is not a run folder",
     "predict photo.png run": "photo.png is not a run folder",

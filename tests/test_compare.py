@@ -299,7 +299,7 @@ def test_an_existing_output_is_kept_unless_forced(tmp_path: Path, command: Comma
     assert "| best |" in file.read_text()
     done = command("compare", tmp_path, "--output", tmp_path / "a", "--force")
     assert done.status == 1
-    assert f"{tmp_path / 'a'} cannot be written: Is a directory." in done.err
+    assert f"{tmp_path / 'a'} is not a file that can be replaced; name another." in done.err
 
 
 def test_user_metrics_are_columns(tmp_path: Path, command: Command) -> None:

@@ -111,7 +111,7 @@ def test_mlflow_in_a_local_store(train: Command, mlflow: object) -> None:
 
     client = MlflowClient("sqlite:///logs/mlflow.db")
     (experiment,) = client.search_experiments(filter_string="name = 'fashion'")
-    (logged,) = client.search_runs([experiment.experiment_id])
+    logged, *_ = client.search_runs([experiment.experiment_id])  # the latest first
     run = Run(Path("logs/run"))
     assert (logged.info.run_name, logged.info.status) == ("mlp", "FINISHED")
     assert logged.data.params["optimizer/lr"] == "0.001"

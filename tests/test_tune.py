@@ -309,6 +309,7 @@ def test_what_the_confirmation_could_not_train(
         return original(config, run, **more)
 
     monkeypatch.setattr(train, "train", failing)
+    assert search("a", "trials=1", "confirm.seeds=0").status == 0
     (tmp_path / "a/confirm/tiny-0,seed-1").mkdir(parents=True)
     done = search("a", "trials=1")
     assert done.status == 0, done.err
@@ -425,7 +426,7 @@ def test_what_the_search_was_given_is_in_the_winner_s_command(
         ("confirm.top=0", "confirm.top = 0"),
         ("improvement.after=100.5", "improvement.after = 100.5: input should be a valid integer"),
         ("optimizer.lr=0.1", "search.optimizer.lr: the configuration's own value, 0.1"),
-        ("search=none", "search/none"),
+        ("search=none", "search=none: there is no such option"),
         ("optimizer.rate=1", "optimizer.rate: there is no such key"),
         ("save_as=conf/found.yaml", "it must be a file experiment/NAME.yaml"),
         ("experiment=searched name=searched", "the winner would refer to itself"),

@@ -423,7 +423,8 @@ def build_loggers(sections: Mapping[str, Any] | None, run: Run, steps: int) -> l
         UserError: one cannot be built, or its package is not installed.
     """
     version = f"from-step-{steps}" if steps else ""
-    offered = {"save_dir": str(run.folder), "steps": steps}
+    # Absolute: a logger's service may have been started elsewhere by an earlier run.
+    offered = {"save_dir": str(run.folder.absolute()), "steps": steps}
     csv = {"name": "csv", "version": version}
     return [
         build(

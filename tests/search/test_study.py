@@ -165,7 +165,7 @@ def test_a_search_ends_by_its_rules(tmp_path: Path) -> None:
 
     trials = run(tmp_path / "b", 200, slow, deadline=end)
     assert [trial.state for trial in trials] == [TrialState.RUNNING]
-    assert trials.seconds == pytest.approx(1, abs=0.5)
+    assert 0 < trials.seconds < 1.5  # opening the study takes a part of it
 
 
 def test_what_was_killed_just_after_it_was_drawn(tmp_path: Path) -> None:
