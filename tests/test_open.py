@@ -412,3 +412,38 @@ def test_mistakes_as_csv(train: Command, command: Command, tmp_path: Path) -> No
         rows = list(csv.DictReader(file))
     assert len(rows) == round((1 - run.metrics["val/acc"]) * 100)
     assert all(row["true"] != row["predicted"] for row in rows)
+
+
+def test_resolution_and_train_size(tiny_data: Path, tmp_path: Path, command: Command) -> None:
+    """A run on coarse images: its data, raw images, photos and exported file are all as coarse."""
+    from PIL import Image
+
+    import fashion
+    from fashion.data.datamodule import reduce_resolution
+    from fashion.predict import look
+
+    run = tmp_path / "run"
+    coarse = ["data.resolution=7", "data.train_size=60", "data.batch_size=20", "model=mlp"]
+    done = command("train", *tiny_overrides(tiny_data), *coarse, f"hydra.run.dir={run}")
+    assert done.status == 0, done.err
+    model = fashion.load(run)
+    images = torch.randint(256, (5, 28, 28), dtype=torch.uint8)
+    expected = model.predict_proba(reduce_resolution(images, 7))
+    torch.testing.assert_close(model.predict_proba(images), expected, rtol=0, atol=0)
+    photo = Image.new("RGB", (80, 80), "white")
+    photo.paste("black", (20, 10, 55, 70))
+    photo.save(tmp_path / "photo.png")
+    seen = torch.from_numpy(look(tmp_path / "photo.png", resolution=7).prepared.image)[None]
+    assert torch.equal(reduce_resolution(seen, 7), seen)
+    assert command("predict", run, tmp_path / "photo.png").status == 0
+    done = command("export", run, tmp_path / "model.pt2")
+    assert done.status == 0, done.err
+    exported = torch.export.load(tmp_path / "model.pt2").module()
+    torch.testing.assert_close(exported(images), exported(reduce_resolution(images, 7)))
+
+
+@pytest.mark.parametrize("override", ["data.resolution=8", "data.train_size=0"])
+def test_a_wrong_resolution_or_size(command: Command, override: str) -> None:
+    done = command("train", override)
+    assert done.status == 1
+    assert override.replace("=", " = ") in done.err
