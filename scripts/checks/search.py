@@ -52,12 +52,11 @@ def start(folder: Path, trials: int) -> subprocess.Popen[bytes]:
     space = folder.parent / "conf" / "search" / "killed.yaml"
     space.parent.mkdir(parents=True, exist_ok=True)
     space.write_text(SPACE)
-    folder.mkdir(exist_ok=True)
     paths = (
         f"hydra.searchpath=[file://{space.parent.parent}]",
         *(f"folder={folder}", f"data.root={ROOT / 'data'}"),
     )
-    with (folder / "output.log").open("a") as output:
+    with folder.with_name("output.log").open("a") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "fashion.tune", *TRAINING, *paths, f"trials={trials}"],
             stdout=output,
@@ -151,7 +150,7 @@ def kill_one(
     while not begun(folder, started) or len(children(process)) < 2:  # noqa: PLR2004
         time.sleep(0.1)
         if time.time() > began + 120 or process.poll() is not None:
-            sys.exit(f"No trial begins; see {folder}/output.log and {folder}/workers/")
+            sys.exit(f"No trial begins; see {folder.with_name('output.log')} and {folder}/workers/")
     time.sleep(choice.uniform(0, 16))
     kind = KINDS[number % len(KINDS)]
     kill(kind, process, choice)
