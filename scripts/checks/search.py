@@ -207,8 +207,9 @@ def main() -> None:
     print("kill  kind          after s  finished")
     end = time.time() + 60 * arguments.minutes
     summary, found = check(scratch / "search", arguments.kills, arguments.trials, end)
+    summary |= provenance()  # before a file is begun here
     with atomic_write(Path("results/check_search.json")) as file:
-        file.write((json.dumps(summary | provenance(), indent=2) + "\n").encode())
+        file.write((json.dumps(summary, indent=2) + "\n").encode())
     print(
         f"{len(summary['kills'])} kills; {summary['trials']} trials in {summary['attempts']} "
         f"attempts; {summary['finished_before_a_kill']} had finished before a kill; "
