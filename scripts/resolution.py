@@ -9,7 +9,7 @@ results/resolution.json, .md       accuracy per network and resolution; what eac
                                    (the interaction, fashion.report.statistics.bootstrap_contrast;
                                    p-values corrected for the steps by Holm); recall per class
 results/train-size.json, .md       accuracy per network and number of training images
-results/pictures/resolution.png, train-size.png
+results/images/resolution.png, train-size.png
 """
 
 import json
@@ -234,7 +234,7 @@ def write(name: str, found: dict[str, Any], text: str, x: str, label: str) -> No
     ):
         with atomic_write(path) as file:
             file.write(content)
-    with atomic_write(RESULTS / "pictures" / f"{name}.png") as file:
+    with atomic_write(RESULTS / "images" / f"{name}.png") as file:
         figure.savefig(file, format="png", dpi=120)
     print(text)
 

@@ -167,7 +167,7 @@ def test_epoch_budgets() -> None:
 
 
 def test_steps_between_the_baselines() -> None:
-    steps = json.loads((RESULTS / "pictures" / "steps.json").read_text(encoding="utf-8"))
+    steps = json.loads((RESULTS / "images" / "steps.json").read_text(encoding="utf-8"))
     assert table(LAB.read_text(encoding="utf-8"), "table: steps")[1:] == [
         [
             step["from"],
@@ -501,6 +501,6 @@ def run_line(line: str, command: Command, tiny: list[str], places: dict[str, Pat
 
 
 def test_pictures_are_small() -> None:
-    pictures = sorted((RESULTS / "pictures").glob("*.png"))
+    pictures = sorted((RESULTS / "images").glob("*.png"))
     assert len(pictures) > 5
     assert [path.name for path in pictures if path.stat().st_size > 300_000] == []

@@ -567,7 +567,7 @@ class PredictedPhoto(NamedTuple):
 
 
 def predicted_photos(photos: Sequence[PredictedPhoto]) -> Figure:
-    """Draw a row per photo: the photo, what the network sees of it, the likeliest classes."""
+    """Draw a row per photo: the photo, what the network sees of it, the most probable classes."""
     head, row = 0.45, 2.0  # inches
     height = head + row * len(photos)
     figure = Figure(figsize=(7.6, height), facecolor=PAPER)

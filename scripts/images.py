@@ -1,9 +1,9 @@
-"""Draw results/pictures/, from the raw values in results/ and from runs made here.
+"""Draw results/images/, from the raw values in results/ and from runs made here.
 
-    python scripts/pictures.py                              baselines.png, epoch-budget.png
-    python scripts/pictures.py --baselines logs/baselines   also the first three below
-    python scripts/pictures.py --run RUN                    report.png, prediction.png
-    python scripts/pictures.py --search FOLDER              search.png
+    python scripts/images.py                              baselines.png, epoch-budget.png
+    python scripts/images.py --baselines logs/baselines   also the first three below
+    python scripts/images.py --run RUN                    report.png, prediction.png
+    python scripts/images.py --search FOLDER              search.png
 
 steps.json            the differences between the baselines, each compared with the next simpler one
 confusion_matrix.png  of the deck's network (model=best, lowest seed; validation)
@@ -14,7 +14,7 @@ report.png            a screenshot of the run's report.html, taken with Chromium
 prediction.png        the run's predictions for validation images that were made into photos
 search.png            a screenshot of the search's page
 
-`scripts/reproduce pictures` makes the runs and all of these.
+`scripts/reproduce images` makes the runs and all of these.
 """
 
 import argparse
@@ -45,7 +45,7 @@ from fashion.runs.run import Run
 from fashion.training.classifier import load_classifier
 
 RESULTS = Path("results")
-PICTURES = RESULTS / "pictures"
+IMAGES = RESULTS / "images"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"),
@@ -123,7 +123,7 @@ def write_prediction(run: Run) -> None:
             position = np.flatnonzero(data.val.labels.numpy() == CLASSES.index(name))[1]
             names.append(str(Path(folder, f"{name.lower()}.png")))
             photo(data.val.images[position].numpy()).save(names[-1])
-        save = ["--save", str(PICTURES / "prediction.png"), "--force"]
+        save = ["--save", str(IMAGES / "prediction.png"), "--force"]
         command = [sys.executable, "-m", "fashion.predict", str(run.folder), *names, *save]
         subprocess.run(command, check=True)
 
@@ -144,13 +144,13 @@ def write_steps(folder: Path) -> None:
         {"from": below.name, **step._asdict()}
         for below, step in zip(table.rows[1:], steps(folder, table), strict=True)
     ]
-    with atomic_write(PICTURES / "steps.json") as file:
+    with atomic_write(IMAGES / "steps.json") as file:
         file.write((json.dumps(raw, indent=2) + "\n").encode())
 
 
 def baselines() -> Figure:
     """Draw the baselines from the raw values, and the steps between them from steps.json."""
-    raw = json.loads((PICTURES / "steps.json").read_text(encoding="utf-8"))
+    raw = json.loads((IMAGES / "steps.json").read_text(encoding="utf-8"))
     names = [raw[0]["name"], *(step.pop("from") for step in raw)]
     found = [Comparison(**({"p_welch": None} | step)) for step in raw]
     intervals = [
@@ -182,7 +182,7 @@ def epoch_budget() -> Figure:
 
 
 def write(name: str, drawn: Figure | Image.Image) -> None:
-    with atomic_write(PICTURES / f"{name}.png") as file:
+    with atomic_write(IMAGES / f"{name}.png") as file:
         if isinstance(drawn, Figure):
             drawn.savefig(file, format="png", dpi=120)
         else:
@@ -213,7 +213,7 @@ def main() -> None:
             write("search", screenshot(options.search / "search.html", SEARCH_SIZE))
         write("baselines", baselines())
         write("epoch-budget", epoch_budget())
-        print(f"Written to {PICTURES}.")
+        print(f"Written to {IMAGES}.")
 
 
 if __name__ == "__main__":
