@@ -24,7 +24,8 @@ traffic would take at the machine's bandwidth, which a large copy measures, if e
 and activation were moved no more often than a step needs it. Last, a grid of four runs of cnn
 is trained one after the other and side by side (hydra/launcher=joblib), commands in whole.
 
-Writes results/benchmark.json.
+Writes results/benchmark.json. On a GPU (--device cuda) bare, ours, auto, usual and keras are
+measured, and the seconds of whole trainings; writes results/benchmark-cuda.json.
 """
 
 import argparse
@@ -60,16 +61,19 @@ from fashion.config import CONF, build, register_resolvers
 from fashion.runs.provenance import provenance
 from fashion.runs.run import Run
 from fashion.training.optimizers import configure
-from fashion.training.process import fit, prepare_process, quieten
+from fashion.training.process import fit, hardware_precision, prepare_process, quieten
 
 BATCH_SIZE = 32  # the deck's
 EPOCHS = 1000  # for augmentation, which in a short training would erase nothing
+DEVICE = "cpu"  # --device
 DECK = {"literal": 1, "pooled": 2}  # side of the pooling window
 OVERRIDES = {
     **{variant: [f"model.network.pool={pool}"] for variant, pool in DECK.items()},
     "cnn": ["model=cnn"],
     "record": ["experiment=record"],
+    "fast": ["experiment=fast"],
 }
+WHOLE = {"fast": 8, "record": 32, "literal": 4}  # epochs of trainings that are timed on a GPU
 GRID = ("model=cnn", "seed=0,1,2,3", "trainer.max_epochs=1", "logger=none")
 COPIED = 2**28  # bytes, far more than caches hold
 # A step reads each parameter forward and backward, writes its gradient, and Adam reads gradient,
@@ -77,6 +81,7 @@ COPIED = 2**28  # bytes, far more than caches hold
 # in the next layer and again backward, and writes and reads its gradient.
 MOVED_PER_PARAMETER, MOVED_PER_OUTPUT = 10, 5
 BESIDE = ("peak", "augmentation", "evaluation")  # of the record's network: not its training
+IMAGES, GPU_IMAGES = 9600, 96_000  # per measurement
 WARM_UP = 1000  # images before the clock starts
 PEAK_SIZE = 2048  # rows and columns of the matrices
 
@@ -88,8 +93,8 @@ def configuration(variant: str, *overrides: str) -> Any:
             "train",
             [
                 *OVERRIDES[variant],
-                "trainer.max_epochs=1",
-                "trainer.accelerator=cpu",
+                "trainer.max_epochs=10",  # more than the clock lets pass
+                f"trainer.accelerator={DEVICE}",
                 "name=benchmark",
                 "sweep=benchmark",
                 *overrides,
@@ -105,18 +110,30 @@ def network(config: Any) -> nn.Module:
     return build("model.network", section(config, "model.network"))  # type: ignore[no-any-return]
 
 
-def loop(net: nn.Module, optimizer: torch.optim.Optimizer, batch: Tensor, images: int) -> float:
+def now() -> float:
+    """Return the time once the device has done its work so far."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def loop(
+    net: nn.Module, optimizer: torch.optim.Optimizer, batch: Tensor, images: int, precision: str
+) -> float:
     """Images per second of the shortest training loop there is."""
-    labels = torch.arange(len(batch)) % 10
+    labels = torch.arange(len(batch), device=batch.device) % 10
+    mixed = precision == "bf16-mixed"
     warm_up, steps = (math.ceil(count / len(batch)) for count in (WARM_UP, images))
     start = 0.0
     for step in range(warm_up + steps):
         if step == warm_up:
-            start = time.perf_counter()
-        functional.cross_entropy(net(batch), labels).backward()
+            start = now()
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=mixed):
+            logits = net(batch)
+        functional.cross_entropy(logits.float(), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
-    return steps * len(batch) / (time.perf_counter() - start)
+    return steps * len(batch) / (now() - start)
 
 
 class Clock(Callback):
@@ -138,10 +155,11 @@ class Clock(Callback):
         self.seen += len(batch[1])
         if self.start:
             self.counted += len(batch[1])
-            self.rate = self.counted / (time.perf_counter() - self.start)
-            trainer.should_stop = self.counted >= self.images
+            if self.counted >= self.images:
+                self.rate = self.counted / (now() - self.start)
+                trainer.should_stop = True
         elif self.seen >= WARM_UP:
-            self.start = time.perf_counter()
+            self.start = now()
 
 
 Clock.__module__ = "fashion.benchmark"  # or it would need the ordinary loop, as foreign hooks do
@@ -150,10 +168,13 @@ Clock.__module__ = "fashion.benchmark"  # or it would need the ordinary loop, as
 def bare(variant: str, images: int) -> float:
     prepare_process()
     config = configuration(variant)
-    net = network(config).to(memory_format=torch.channels_last)
+    net = network(config).to(DEVICE, memory_format=torch.channels_last)
     chosen: Any = configure(net, section(config, "optimizer"), None, steps=1, steps_per_epoch=1)
-    optimizer = chosen["optimizer"]
-    return loop(net, optimizer, torch.randn(config.data.batch_size, 1, 28, 28), images)
+    batch = torch.randn(config.data.batch_size, 1, 28, 28, device=DEVICE)
+    precision = config.trainer.precision
+    if precision == "auto":
+        precision = hardware_precision(DEVICE)
+    return loop(net, chosen["optimizer"], batch, images, precision)
 
 
 def plain_network(pool: int) -> nn.Sequential:
@@ -171,9 +192,9 @@ def plain_network(pool: int) -> nn.Sequential:
 
 
 def plain(variant: str, images: int) -> float:
-    net = plain_network(DECK[variant])
-    batch = torch.randn(BATCH_SIZE, 1, 28, 28)
-    return loop(net, torch.optim.Adam(net.parameters()), batch, images)
+    net = plain_network(DECK[variant]).to(DEVICE)
+    batch = torch.randn(BATCH_SIZE, 1, 28, 28, device=DEVICE)
+    return loop(net, torch.optim.Adam(net.parameters()), batch, images, "32-true")
 
 
 def trained(variant: str, images: int, *overrides: str) -> float:
@@ -185,6 +206,24 @@ def trained(variant: str, images: int, *overrides: str) -> float:
         with run.start(config):
             fit(config, run, [clock])
     return clock.rate
+
+
+def seconds(variant: str, images: int) -> float:  # noqa: ARG001 - all of each epoch
+    """Seconds that a whole training takes, its start-up left out; the mean epoch's of `best`."""
+    whole = variant in ("fast", "record")
+    config = configuration(
+        variant,
+        f"trainer.max_epochs={WHOLE[variant]}",
+        "callbacks.early_stopping=null",
+        *([] if whole else ["trainer.precision=auto"]),
+    )
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        run = Run(Path(folder) / "run")
+        with run.start(config):
+            done = fit(config, run)
+    assert done is not None  # noqa: S101 - no dry run
+    later = [row["seconds"] for row in run.history[1:]]  # the first prepares kernels
+    return float(done.metrics["seconds"]) if whole else statistics.mean(map(float, later))
 
 
 def ours(variant: str, images: int) -> float:
@@ -301,7 +340,7 @@ def usual(variant: str, images: int) -> float:
     with tempfile.TemporaryDirectory() as folder, quiet():
         trainer = pl.Trainer(
             max_epochs=1,
-            accelerator="cpu",
+            accelerator=DEVICE,
             default_root_dir=folder,
             callbacks=[clock],
             enable_checkpointing=False,
@@ -385,7 +424,10 @@ def quiet() -> Any:
 
 def measured_apart(contestant: str, variant: str, images: int) -> float:
     done = subprocess.run(
-        [sys.executable, __file__, "--measure", contestant, variant, "--images", str(images)],
+        [
+            *(sys.executable, __file__, "--device", DEVICE),
+            *("--measure", contestant, variant, "--images", str(images)),
+        ],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
@@ -394,6 +436,43 @@ def measured_apart(contestant: str, variant: str, images: int) -> float:
 
 
 Series = dict[str, list[float]]  # by contestant, one number per round
+
+
+def measure_gpu(rounds: int, images: int) -> None:
+    """Measure on a GPU, and write results/benchmark-cuda.json."""
+    deck = [
+        "bare",
+        "ours",
+        "auto",
+        "usual",
+        *(["keras"] if importlib.util.find_spec("keras") else []),
+    ]
+    entries = {"literal": deck, "pooled": deck, "cnn": deck[:3], "record": deck[:2]}
+    measured: dict[str, Series] = {
+        variant: {name: [] for name in names} for variant, names in entries.items()
+    }
+    times: Series = {variant: [] for variant in WHOLE}
+    for round_ in range(rounds):
+        for variant, names in entries.items():
+            for name in names:
+                measured[variant][name].append(measured_apart(name, variant, images))
+        for variant, series in times.items():
+            series.append(measured_apart("seconds", variant, images))
+        print(f"round {round_ + 1} of {rounds}", flush=True)
+    results = {
+        "unit": "images per second",
+        "gpu": torch.cuda.get_device_name(),
+        "images": images,
+        "images_per_second": measured,
+        "ratio_of_ours": _ratios(measured),
+        "epochs": WHOLE,
+        "seconds": times,
+        **provenance(),
+    }
+    for variant, series in times.items():
+        what = "an epoch of it" if variant == "literal" else f"{WHOLE[variant]} epochs"
+        print(f"{variant}: {what} in {statistics.median(series):.1f} s")
+    write("benchmark-cuda.json", results)
 
 
 def measure(rounds: int, images: int) -> tuple[dict[str, Series], Series]:
@@ -425,16 +504,49 @@ def measure(rounds: int, images: int) -> tuple[dict[str, Series], Series]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=9600, help="per measurement")
+    parser.add_argument("--images", type=int, help="per measurement")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--measure", nargs=2, metavar=("CONTESTANT", "VARIANT"), help="one alone")
     arguments = parser.parse_args()
+    global DEVICE  # noqa: PLW0603 - of all that one process measures
+    DEVICE = arguments.device
     if arguments.measure:
         contestant, variant = arguments.measure
-        print(CONTESTANTS[contestant](variant, arguments.images))
+        print(CONTESTANTS[contestant](variant, arguments.images or IMAGES))
         return
-    measured, grids = measure(arguments.rounds, arguments.images)
+    if DEVICE == "cuda":
+        measure_gpu(arguments.rounds, arguments.images or GPU_IMAGES)
+        return
+    images = arguments.images or IMAGES
+    measured, grids = measure(arguments.rounds, images)
     beside = {name: measured["record"].pop(name) for name in BESIDE}
     bandwidths = {variant: measured[variant].pop("bandwidth") for variant in DECK}
+    ratios = _ratios(measured)
+    results = {
+        "unit": "images per second",
+        "images": images,
+        "images_per_second": measured,
+        "ratio_of_ours": ratios,
+        "grid_seconds": grids,
+        "busy_fraction_of_quiet": _busy(measured),
+        "bandwidth_bytes_per_second": bandwidths,
+        "traffic_fraction_of_step": _traffic(measured, bandwidths),
+        "record": _record(measured["record"], beside),
+        **provenance(),
+    }
+    ratio = _ratio(grids["serial"], grids["joblib"])
+    print(f"A grid of four runs of cnn side by side: {ratio:.2f} x as fast as one by one.")
+    write("benchmark.json", results)
+
+
+def write(name: str, results: dict[str, Any]) -> None:
+    path = Path("results", name)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def _ratios(measured: dict[str, Series]) -> dict[str, dict[str, float]]:
+    """Return and print how many times as fast as each contestant ours is."""
     ratios = {
         variant: {name: _ratio(values["ours"], series) for name, series in values.items()}
         for variant, values in measured.items()
@@ -447,23 +559,7 @@ def main() -> None:
                 f"  {name:8} {middle:10,.0f} {min(series):8,.0f} {max(series):8,.0f}"
                 f"   {ratios[variant][name]:.2f} x"
             )
-    results = {
-        "unit": "images per second",
-        "images": arguments.images,
-        "images_per_second": measured,
-        "ratio_of_ours": ratios,
-        "grid_seconds": grids,
-        "busy_fraction_of_quiet": _busy(measured),
-        "bandwidth_bytes_per_second": bandwidths,
-        "traffic_fraction_of_step": _traffic(measured, bandwidths),
-        "record": _record(measured["record"], beside),
-        **provenance(),
-    }
-    ratio = _ratio(grids["serial"], grids["joblib"])
-    print(f"A grid of four runs of cnn side by side: {ratio:.2f} x as fast as one by one.")
-    path = Path("results/benchmark.json")
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    return ratios
 
 
 def _busy(measured: dict[str, Series]) -> dict[str, float]:
@@ -529,7 +625,7 @@ CONTESTANTS = {
     each.__name__: each
     for each in (
         *(bare, ours, auto, one, busy, ordinary, plain, usual, keras),
-        *(bandwidth, peak, augmentation, evaluation),
+        *(bandwidth, peak, augmentation, evaluation, seconds),
     )
 }
 

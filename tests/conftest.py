@@ -25,6 +25,8 @@ settings.load_profile("untimed")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as slow what needs a training, before `-m` selects."""
     for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker("slow")
         if "tiny_run" in getattr(item, "fixturenames", ()):
             item.add_marker("slow")
 

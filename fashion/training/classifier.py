@@ -1,5 +1,6 @@
 """The LightningModule: one network, a loss, metrics, an optimizer and its schedule."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -133,6 +134,7 @@ class Classifier(pl.LightningModule):
         # Not "disable", with which torchmetrics 1.9 ignores the weights.
         self.losses = nn.ModuleDict({f"{split}_loss": MeanMetric("ignore") for split in splits})
         self._outputs: dict[str, list[Batch]] = {split: [] for split in splits}
+        self._losses: list[tuple[int, float, Tensor]] = []  # step, learning rate, loss
 
     def forward(self, images: Num[Tensor, "batch *image"]) -> Float[Tensor, "batch classes"]:
         """Return logits.
@@ -178,9 +180,9 @@ class Classifier(pl.LightningModule):
             # The processes' gradients are averaged as if their shards were equally large.
             mean = self.trainer.strategy.reduce(logits.new_tensor(len(logits)), reduce_op="mean")
             loss = loss * len(logits) / mean
-        # Asking another device than the CPU waits for it; there the epoch's mean is checked.
-        if loss.device.type == "cpu" and not loss.isfinite():
-            self._abort(f"The loss became {loss.item()}")
+        self._losses.append((self.global_step, self._rate, loss.detach()))
+        if loss.device.type == "cpu":
+            self._check_losses()  # on another device it would wait for all work so far
         return loss
 
     def validation_step(self, batch: Sequence[Tensor]) -> None:
@@ -205,8 +207,8 @@ class Classifier(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._outputs["train"].clear()  # of an epoch that was interrupted
-        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log_epoch({"lr": rate}, self.global_step + 1)
+        self._losses.clear()
+        self.log_epoch({"lr": self._rate}, self.global_step + 1)
 
     def on_train_epoch_end(self) -> None:
         if not all(weight.isfinite().all() for weight in self.parameters()):
@@ -219,7 +221,24 @@ class Classifier(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log_epoch("test")
 
+    @property
+    def _rate(self) -> float:
+        optimizers = self.trainer.optimizers if self._trainer is not None else []
+        return float(optimizers[0].param_groups[0]["lr"]) if optimizers else math.nan
+
+    def _check_losses(self) -> None:
+        """Raise DivergenceError for the first loss since the last check that is not finite."""
+        if not self._losses:
+            return
+        steps, rates, losses = zip(*self._losses, strict=True)
+        self._losses.clear()
+        values = torch.stack(losses).tolist()
+        for step, rate, value in zip(steps, rates, values, strict=True):
+            if not math.isfinite(value):
+                self._abort(f"The loss became {value}", step, rate)
+
     def _log_epoch(self, split: str) -> None:
+        self._check_losses()
         logits, targets = map(torch.cat, zip(*self._outputs[split], strict=True))
         self._outputs[split].clear()
         metrics: Any = self.metrics[f"{split}_metrics"]
@@ -280,14 +299,13 @@ class Classifier(pl.LightningModule):
             module.train(training)
         return loss
 
-    def _abort(self, what: str) -> None:
-        optimizers = self.trainer.optimizers if self._trainer is not None else []
-        rate = (
-            f" at the learning rate {optimizers[0].param_groups[0]['lr']:g}" if optimizers else ""
-        )
+    def _abort(self, what: str, step: int | None = None, rate: float | None = None) -> None:
+        step = self.global_step if step is None else step
+        rate = self._rate if rate is None else rate
+        at = "" if math.isnan(rate) else f" at the learning rate {rate:g}"
         raise DivergenceError(
-            f"{what} in epoch {self.current_epoch + 1}, step {self.global_step + 1} of the run,"
-            f"{rate}. Try a lower optimizer.lr, or raise it slowly with optimizer.warmup=0.1."
+            f"{what} in epoch {self.current_epoch + 1}, step {step + 1} of the run,"
+            f"{at}. Try a lower optimizer.lr, or raise it slowly with optimizer.warmup=0.1."
         )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

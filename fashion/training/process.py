@@ -158,7 +158,8 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
             if trainer.world_size > 1:
                 restore_default_signals()  # until training starts, processes wait for each other
             notes = _notes(keep_threads.number, reason)
-            with threads(keep_threads.number), _logged(trainer, plain):
+            root = trainer.strategy.root_device
+            with threads(keep_threads.number), _tensor_float_32(root), _logged(trainer, plain):
                 if shown and trainer.is_global_zero:
                     print(_heading(classifier, optimizer, data, trainer, notes), flush=True)
                 trainer.fit(classifier, datamodule=data, ckpt_path=before, weights_only=True)
@@ -183,6 +184,7 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
         "images_per_second": timing.images_per_second,
         "precision": trainer.precision,
         "threads": keep_threads.number,
+        "device": _device(root),
         **made,
     }
     return Fit(run, classifier.eval(), data, trainer, metrics)
@@ -205,6 +207,18 @@ def _threads(
     if not (measurable and on_cpu) or flags.get("deterministic") or flags.get("fast_dev_run"):
         return torch.get_num_threads()
     return fastest_threads(classifier, loader, trainer.precision_plugin)
+
+
+@contextmanager
+def _tensor_float_32(device: torch.device) -> Iterator[None]:
+    """Multiply fp32 matrices on a GPU in TF32, as PyTorch's convolutions there do by default."""
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager
@@ -348,8 +362,7 @@ def _heading(
         f"{type(classifier.network).__name__}, {parameters:,} parameters",
         f"{type(optimizer).__name__} lr={optimizer.param_groups[0]['lr']:g}",
     ]
-    device = trainer.strategy.root_device.type
-    count = torch.get_num_threads()
+    device, count = _device(trainer.strategy.root_device), torch.get_num_threads()
     where = [
         f"cpu, {count} thread{'s' * (count != 1)}" if device == "cpu" else device,
         str(trainer.precision),
@@ -358,6 +371,11 @@ def _heading(
         what.append(f"batch {data.batch_size}")
         where.insert(0, f"{len(data.train):,} training, {len(data.val):,} validation images")
     return "\n".join([", ".join(what), ", ".join(where), *notes])
+
+
+def _device(device: torch.device) -> str:
+    """Return the name of the GPU, or the type of another device, such as cpu."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 class EventLogger(TensorBoardLogger):
@@ -550,6 +568,8 @@ def return_freed_memory() -> None:
     """Give the system what a run has left free, which `prepare_process` makes the process keep."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 @contextmanager
