@@ -260,6 +260,16 @@ def order(seed: int, epoch: int, **options: Any) -> list[list[int]]:
     return [positions(images) for images, _ in batches]
 
 
+def test_images_lie_on_the_device_or_move_in_batches() -> None:
+    meta = torch.device("meta")  # stands for a GPU
+    for resident in (True, False):
+        loader = BatchLoader(marked(20), 10, device=meta, resident=resident)
+        assert loader.images.device.type == ("meta" if resident else "cpu")
+        for images, labels in loader:
+            assert images.device == labels.device == meta
+            assert images.shape == (10, 1, 28, 28)
+
+
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     assert sorted(itertools.chain(*order(0, 0))) == list(range(101))
     assert [len(batch) for batch in order(0, 0)] == [10] * 10 + [1]

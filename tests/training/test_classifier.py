@@ -1,3 +1,4 @@
+import math
 import os
 import pickle
 import shutil
@@ -155,6 +156,17 @@ class Odd(nn.Module):
             "": lambda: logits,
         }
         return outputs[self.what]()
+
+
+def test_losses_of_another_device_are_checked_together() -> None:
+    classifier = Classifier(shrunk())
+    found = {3: (0.2, 1.5), 4: (0.1, math.inf), 5: (0.05, math.nan)}
+    classifier._losses = [(step, rate, torch.tensor(loss)) for step, (rate, loss) in found.items()]
+    with pytest.raises(
+        DivergenceError, match=r"The loss became inf .* step 5 of the run, .* 0\.1\."
+    ):
+        classifier._log_epoch("val")
+    classifier._check_losses()  # each is asked once
 
 
 @pytest.mark.parametrize(
