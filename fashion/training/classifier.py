@@ -134,7 +134,7 @@ class Classifier(pl.LightningModule):
         # Not "disable", with which torchmetrics 1.9 ignores the weights.
         self.losses = nn.ModuleDict({f"{split}_loss": MeanMetric("ignore") for split in splits})
         self._outputs: dict[str, list[Batch]] = {split: [] for split in splits}
-        self._losses: list[tuple[int, float, Tensor]] = []  # step, learning rate, loss
+        self._step_losses: list[tuple[int, float, Tensor]] = []  # step, learning rate, loss
 
     def forward(self, images: Num[Tensor, "batch *image"]) -> Float[Tensor, "batch classes"]:
         """Return logits.
@@ -180,9 +180,9 @@ class Classifier(pl.LightningModule):
             # The processes' gradients are averaged as if their shards were equally large.
             mean = self.trainer.strategy.reduce(logits.new_tensor(len(logits)), reduce_op="mean")
             loss = loss * len(logits) / mean
-        self._losses.append((self.global_step, self._rate, loss.detach()))
+        self._step_losses.append((self.global_step, self._rate, loss.detach()))
         if loss.device.type == "cpu":
-            self._check_losses()  # on another device it would wait for all work so far
+            self._check_step_losses()  # on another device it would wait for all work so far
         return loss
 
     def validation_step(self, batch: Sequence[Tensor]) -> None:
@@ -207,7 +207,7 @@ class Classifier(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._outputs["train"].clear()  # of an epoch that was interrupted
-        self._losses.clear()
+        self._step_losses.clear()
         self.log_epoch({"lr": self._rate}, self.global_step + 1)
 
     def on_train_epoch_end(self) -> None:
@@ -226,19 +226,19 @@ class Classifier(pl.LightningModule):
         optimizers = self.trainer.optimizers if self._trainer is not None else []
         return float(optimizers[0].param_groups[0]["lr"]) if optimizers else math.nan
 
-    def _check_losses(self) -> None:
+    def _check_step_losses(self) -> None:
         """Raise DivergenceError for the first loss since the last check that is not finite."""
-        if not self._losses:
+        if not self._step_losses:
             return
-        steps, rates, losses = zip(*self._losses, strict=True)
-        self._losses.clear()
+        steps, rates, losses = zip(*self._step_losses, strict=True)
+        self._step_losses.clear()
         values = torch.stack(losses).tolist()
         for step, rate, value in zip(steps, rates, values, strict=True):
             if not math.isfinite(value):
                 self._abort(f"The loss became {value}", step, rate)
 
     def _log_epoch(self, split: str) -> None:
-        self._check_losses()
+        self._check_step_losses()
         logits, targets = map(torch.cat, zip(*self._outputs[split], strict=True))
         self._outputs[split].clear()
         metrics: Any = self.metrics[f"{split}_metrics"]

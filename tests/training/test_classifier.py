@@ -60,7 +60,7 @@ def batch(tiny_data: Path) -> Batch:
     return normalize(data.train.images[:32]), data.train.labels[:32]
 
 
-def test_golden_losses(batch: Batch) -> None:
+def test_golden_step_losses(batch: Batch) -> None:
     torch.manual_seed(0)
     classifier = Classifier(shrunk())
     found = losses(classifier, batch, adam(classifier.network, lr=0.001), 5)
@@ -160,13 +160,11 @@ class Odd(nn.Module):
 
 def test_losses_of_another_device_are_checked_together() -> None:
     classifier = Classifier(shrunk())
-    found = {3: (0.2, 1.5), 4: (0.1, math.inf), 5: (0.05, math.nan)}
-    classifier._losses = [(step, rate, torch.tensor(loss)) for step, (rate, loss) in found.items()]
-    with pytest.raises(
-        DivergenceError, match=r"The loss became inf .* step 5 of the run, .* 0\.1\."
-    ):
-        classifier._log_epoch("val")
-    classifier._check_losses()  # each is asked once
+    found = [(3, 0.2, 1.5), (4, 0.1, math.inf), (5, 0.05, math.nan)]
+    classifier._step_losses = [(step, rate, torch.tensor(loss)) for step, rate, loss in found]  # noqa: SLF001
+    message = r"The loss became inf in epoch 1, step 5 of the run, at the learning rate 0\.1\."
+    with pytest.raises(DivergenceError, match=message):
+        classifier.on_validation_epoch_end()
 
 
 @pytest.mark.parametrize(
