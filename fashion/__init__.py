@@ -36,7 +36,7 @@ def fit(*overrides: str) -> "Run":
         The run: its folder, metrics, history and predictions.
 
     Raises:
-        UserError: an override, the data or the folder does not allow it.
+        UserError: an override is wrong, the data cannot be read, or the folder cannot be written.
         DivergenceError: a UserError; the loss or the weights are no longer finite.
         KeyboardInterrupt: a signal ended the training; "resume=RUN" continues it.
     """
@@ -87,7 +87,7 @@ def load(folder: str | Path, *, trust: bool = False) -> "Classifier":
             allow-list, because building an arbitrary class can run arbitrary code.
 
     Raises:
-        UserError: there is no such run, a file of it is broken, or it names other classes.
+        UserError: there is no such run, a file of it is broken, or it needs `trust`.
     """
     from fashion.runs.run import Run
     from fashion.training.classifier import load_classifier

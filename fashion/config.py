@@ -1,4 +1,4 @@
-"""The configuration's schema: what it may hold, checked before torch is imported.
+"""The configuration's schema: keys, types and ranges, checked before torch is imported.
 
 The schema of our own classes is their constructors' signature, read from the source without
 running it, because importing torch and lightning takes seconds: keyword-only parameters are
@@ -41,9 +41,9 @@ Limit = PositiveInt | Annotated[float, Gt(0), Le(1)] | None
 METADATA_KEYS = (
     *("name", "sweep", "report", "resume", "trust", "logger", "data.root"),
     *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.profiler"),
-    "trainer.threads",  # it affects rounding
+    "trainer.threads",  # it affects rounding only
 )
-# Modules whose classes a configuration names without being asked whether it is trusted.
+# Modules of this project whose classes and functions a configuration may name; no trust needed.
 MODULES = tuple(
     f"fashion.{module}"
     for module in (
@@ -101,6 +101,7 @@ TRAINER = {
     "overfit_batches": NonNegativeInt | Annotated[float, Ge(0), Le(1)],
     "enable_progress_bar": bool | None,
 }
+# Keys of Hydra's instantiate, which are not arguments of the target.
 LOADER = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
 
 
@@ -131,8 +132,8 @@ def check(
 
     Args:
         config: the whole configuration.
-        settings: types of the top-level keys, of which there are no others; empty: any keys.
-        complete: whether each key must be there; a run of an older version lacks newer ones.
+        settings: types of the top-level keys, others are refused; if empty, they are not checked.
+        complete: whether no key may be missing; runs of older versions lack newer keys.
 
     Raises:
         UserError: one line per violation, with the full key, its value and what is allowed.
@@ -282,16 +283,16 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-# Building objects, ours and others', once torch may be imported.
+# Building the objects that a configuration names; this imports their modules, such as torch.
 
 
 def build(
     key: str, section: Mapping[str, Any], *arguments: Any, offered: Mapping[str, Any] | None = None
 ) -> Any:
-    """Build the object that a section describes, or bind its values where `_partial_` is true.
+    """Build the object that a section describes; return a functools.partial if it has `_partial_`.
 
     Args:
-        key: of the section, for messages.
+        key: dotted key of the section, for messages.
         section: `_target_` and its arguments.
         arguments: positional ones, passed first.
         offered: keyword arguments that are passed if the target has parameters of these names
@@ -414,15 +415,15 @@ def _check_call(
 
 # What the command line decides.
 
-LONGEST_NAME = 160  # characters; file systems take 255 bytes
+LONGEST_NAME = 160  # bytes; file systems allow 255
 
 
 def folder_name(text: Any, number: Any = 0) -> str:
-    """Return a folder's name made of `text`, which may hold anything and be of any length.
+    """Return a valid folder name of at most `LONGEST_NAME` bytes made of any text.
 
     Args:
         text: a run's name, or the overrides that distinguish the runs of a grid.
-        number: what to call it where there is no text.
+        number: the folder is named run-NUMBER if `text` is empty.
     """
     name = re.sub(r"[/\\\0-\x1f]", "_", str(text)).strip()
     if name in ("", ".", ".."):
@@ -434,7 +435,7 @@ def folder_name(text: Any, number: Any = 0) -> str:
 
 
 def register_resolvers() -> None:
-    """Register what conf/ uses in its interpolations."""
+    """Register the OmegaConf resolvers that conf/ uses."""
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
@@ -444,7 +445,7 @@ def register_resolvers() -> None:
 
 
 def task_overrides() -> list[str]:
-    """Return the command line's overrides as given: what they refer to may not exist."""
+    """Return the command line's overrides, unresolved: an interpolation may name a missing key."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
@@ -455,8 +456,8 @@ def task_overrides() -> list[str]:
 def start_afresh(config: Any, overrides: Iterable[str]) -> None:
     """Drop the arguments of a class that the command line has replaced, in place.
 
-    `model.network._target_=mine.Net` begins with the defaults of that class: what conf/ passes to
-    the class that stood there goes, unless the command line gives it.
+    After `model.network._target_=mine.Net`, arguments that conf/ sets for the previous class are
+    removed, so that the defaults of the new class apply; the command line's arguments stay.
     """
     from omegaconf import OmegaConf, open_dict
 
@@ -473,16 +474,16 @@ def start_afresh(config: Any, overrides: Iterable[str]) -> None:
 
 
 def anchor(config: Any, base: Path) -> None:
-    """Make `init_from` an absolute path, in place: a run is resumed from any folder."""
+    """Make `init_from` absolute, in place: a run may be resumed from another folder."""
     if isinstance(config.init_from, str):
         config.init_from = str(base / Path(config.init_from).expanduser())
 
 
-FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "folder")  # which Hydra makes
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "folder")  # keys of folders that Hydra creates
 
 
 def expand_home(arguments: Iterable[str]) -> list[str]:
-    """Return a command line with `~` expanded in folders that Hydra would make by that name."""
+    """Return a command line with `~` expanded in the values of `FOLDERS`; Hydra does not do it."""
 
     def expanded(argument: str) -> str:
         key, folder = _folder(argument)
@@ -495,7 +496,7 @@ def expand_home(arguments: Iterable[str]) -> list[str]:
 
 
 def existing_folders(arguments: Iterable[str]) -> set[Path]:
-    """Return the folders, and those in them, that a command line names and that exist already."""
+    """Return the existing folders that a command line names, and their direct subfolders."""
     named = [folder.resolve() for key, folder in map(_folder, arguments) if key]
     found = [folder for folder in named if folder.is_dir()]
     return {*found, *(below for folder in found for below in folder.iterdir() if below.is_dir())}
@@ -510,7 +511,7 @@ def check_run(config: Any) -> None:
     """Check a run's whole configuration.
 
     Raises:
-        UserError: as `check`; or values contradict each other.
+        UserError: as `check`; a value is missing; or two values contradict each other.
     """
     from omegaconf import OmegaConf
 

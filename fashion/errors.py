@@ -1,4 +1,4 @@
-"""Errors of users and how every command ends: one message, non-zero exit status, no traceback."""
+"""User errors and signals: commands end with one message, a non-zero status, no traceback."""
 
 import contextlib
 import difflib
@@ -15,13 +15,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-# What a write fails with once the reader has gone: a pipe's, a terminal's, a pipe's on Windows.
+# errno of a write whose reader has closed: of a pipe, of a terminal, of a pipe on Windows.
 READER_GONE = (errno.EPIPE, errno.EIO, errno.EINVAL)
-# Ctrl-C; what clusters send at the end; what `sbatch --signal=USR1` sends before it.
+# Ctrl-C; sent by clusters at the time limit; sent before that with `sbatch --signal=USR1`.
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 )
-# Optional packages with a launcher of Hydra's, and the extra that installs each.
+# Packages that provide a Hydra launcher, and the extra that installs each.
 EXTRAS = {"joblib": "parallel", "submitit": "slurm", "ray": "ray"}
 
 
@@ -38,7 +38,7 @@ class DivergenceError(UserError):
 
 
 class Interrupted(BaseException):
-    """Raised on the first signal of `SIGNALS`. No Exception: failure handlers must let it pass."""
+    """Raised on the first signal of `SIGNALS`; `except Exception` does not catch it."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"Interrupted by {signal.Signals(signum).name}.")
@@ -50,8 +50,8 @@ def cli_errors() -> Iterator[None]:
     """Command-line error handling: one message on standard error, exit status 1.
 
     The first signal becomes `Interrupted` (exit status 128 + its number); a second one ends the
-    process at once. When the reader of a pipe goes away, output is dropped and the work goes on.
-    With HYDRA_FULL_ERROR=1, and for errors of this project itself, the traceback is printed.
+    process at once. When the reader of a pipe closes it, output is dropped and the work goes on.
+    With HYDRA_FULL_ERROR=1, and for all other exceptions (bugs), the traceback is printed.
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -82,7 +82,7 @@ def cli_errors() -> Iterator[None]:
 
 
 class _Output:
-    """Standard output that goes nowhere once its reader has gone (`... | head`, a terminal)."""
+    """Standard output that is discarded once its reader has closed (`... | head`, a terminal)."""
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
         self._stream = stream
@@ -125,24 +125,25 @@ def signals_raise() -> Iterator[None]:
 
 
 def interrupt(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a signal handler
-    """Raise `Interrupted`, and restore the signals' defaults, which end the process."""
+    """Raise `Interrupted`; from then on a signal ends the process, as by default."""
     restore_default_signals()
     raise Interrupted(signum)
 
 
 def restore_default_signals() -> None:
+    """Restore the default handlers of `SIGNALS`, which end the process."""
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
 
 
 class DeferredSignals:
-    """Notes the first signal; `raise_noted` raises it where no work is half done."""
+    """Records the first signal; `raise_noted` raises it at a point that the caller chooses."""
 
     def __init__(self) -> None:
         self.noted: int | None = None
 
     def listen(self) -> None:
-        """Note the first signal, also where another library has replaced the handlers."""
+        """Install the handlers, or reinstall them after another library has replaced them."""
         if threading.current_thread() is threading.main_thread() and self.noted is None:
             for signum in SIGNALS:
                 signal.signal(signum, self._note)
@@ -172,7 +173,7 @@ def deferred_signals() -> Iterator[DeferredSignals]:
     try:
         yield deferred
     except (Exception, SystemExit):
-        # The signal's doing: another process of the run has ended and does not answer.
+        # Caused by the signal: it has ended another process, which this one communicates with.
         deferred.raise_noted()
         raise
     finally:
@@ -266,7 +267,7 @@ def _unparsable(override: str) -> str:
 def print_help(text: str) -> None:
     """Print a Hydra command's help and exit, if the command line asks for it.
 
-    Hydra's own composes the configuration twice to print all of it, and names none of the options.
+    Hydra's own help composes the configuration twice and prints all of it.
     """
     if not {"--help", "-h"} & set(sys.argv[1:]):
         return
@@ -283,7 +284,7 @@ def print_help(text: str) -> None:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return " Did you mean a, b?", or nothing where no known word is near."""
+    """Return " Did you mean a, b?", or "" if no known word is similar."""
     near = difflib.get_close_matches(word, sorted({*known} - {word}), 3, cutoff=0.75)
     return f" Did you mean {', '.join(near)}?" if near else ""
 
@@ -296,7 +297,7 @@ def _known_keys() -> Iterator[str]:
 
     for path in Path(CONF).rglob("*.yaml"):
         group = path.relative_to(CONF).parent.as_posix()
-        if group == "search":  # whose content are ranges of keys
+        if group == "search":  # its files hold ranges, not values
             continue
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         for key, _ in walk(content):
@@ -304,6 +305,6 @@ def _known_keys() -> Iterator[str]:
 
 
 def message(error: BaseException) -> str:
-    """Return an exception's text, followed by the notes added on its way."""
+    """Return an exception's text, followed by its notes (`add_note`)."""
     text = str(error) or type(error).__name__
     return "\n".join([text, *getattr(error, "__notes__", [])])

@@ -76,7 +76,7 @@ def _evaluate(run: Run, options: argparse.Namespace) -> "Evaluation":
     from fashion.training.classifier import load_classifier
 
     data, classifier = open_data(run, options.data), load_classifier(run)
-    with run.lock():  # a training that is resumed would remove the metrics meanwhile
+    with run.lock():  # resuming the run meanwhile would remove its metrics
         temperature = run.metrics.get("val/temperature")
         evaluation = evaluate(
             classifier, data, options.split, temperature=temperature, tta=options.tta

@@ -4,9 +4,9 @@
     python -m fashion.export RUN model.pt2      for torch.export.load
 
 The model takes images, uint8 (n, 28, 28), 0..255, light on black, and returns probabilities,
-float32 (n, classes), at the temperature that calibrates them on the validation split. The names of
-the classes are in the file, as JSON: in ONNX's metadata_props under "classes", in the .pt2's extra
-file "classes.json". It is written once its predictions for 1,000 images agree with the run's.
+float32 (n, classes), calibrated by the run's temperature if it has one. The names of the classes
+are in the file, as JSON: in ONNX's metadata_props under "classes", in the .pt2's extra file
+"classes.json". The file is written only if its predictions for 1,000 images agree with the run's.
 """
 
 import argparse
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 CHECKED = 1000  # images
 TOLERANCE = 1e-4  # of a probability; other kernels round differently, by about 1e-6
+# Images, uint8 (n, 28, 28) -> probabilities, float32 (n, classes).
 Predict = Callable[[np.ndarray], np.ndarray]
 
 
@@ -40,11 +41,11 @@ def onnx_file(model: "torch.nn.Module", about: dict[str, str]) -> tuple[bytes, P
     """Convert a model to ONNX.
 
     Args:
-        model: images -> probabilities.
-        about: put into metadata_props.
+        model: images, uint8 (n, 28, 28) -> probabilities (n, classes).
+        about: entries of metadata_props.
 
     Returns:
-        The file's content, and the function by which ONNX Runtime computes it.
+        The file's content, and a function that predicts with it in ONNX Runtime.
 
     Raises:
         UserError: a package is missing.
@@ -77,7 +78,7 @@ def onnx_file(model: "torch.nn.Module", about: dict[str, str]) -> tuple[bytes, P
 
 
 def torch_file(model: "torch.nn.Module", about: dict[str, str]) -> tuple[bytes, Predict]:
-    """Convert a model to a program of torch.export; see `onnx_file`."""
+    """Convert a model to a torch.export program; arguments and result as in `onnx_file`."""
     import torch
 
     example = torch.zeros(2, 28, 28, dtype=torch.uint8)
@@ -100,11 +101,12 @@ def export(run: Run, path: Path) -> tuple[float, int, str]:
     """Write a run's model to `path`, whose suffix names the format.
 
     Returns:
-        The largest difference of a probability from the run's, on how many images of which kind.
+        The largest difference of a probability from the run's, the number of images on which it
+        was measured, and what they are.
 
     Raises:
-        UserError: the run or the format cannot be converted, the file's predictions are others
-            than the run's, or it cannot be written.
+        UserError: the run cannot be converted to the format, a probability differs from the run's
+            by more than `TOLERANCE`, or the file cannot be written.
     """
     from fashion.report.metrics import apply_temperature
     from fashion.training.classifier import load_classifier, predict_probabilities
@@ -153,7 +155,7 @@ def _model(classifier: "Classifier", temperature: float) -> "torch.nn.Module":
 
 
 def _images(run: Run) -> tuple["torch.Tensor", str]:
-    """Return images to check a file on, and what they are; random ones without the run's data."""
+    """Return images to check a file on, random if the run's data is missing, and what they are."""
     import torch
 
     from fashion.data.datamodule import FashionMNIST
@@ -173,7 +175,7 @@ def _images(run: Run) -> tuple["torch.Tensor", str]:
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """Silence what the exporters remark on their own workings."""
+    """Suppress the exporters' log messages and warnings."""
     logging.disable()
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):

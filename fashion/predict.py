@@ -1,13 +1,14 @@
-"""Predict the classes of a person's own photos.
+"""Predict the classes of photos.
 
-    python -m fashion.predict RUN coat.jpg bag.png          the three likeliest classes of each
+    python -m fashion.predict RUN coat.jpg bag.png          the three most probable classes of each
     python -m fashion.predict RUN photos/                   of each photo in a folder
     python -m fashion.predict RUN *.jpg --save answers.png  draw them, with what the network sees
     python -m fashion.predict RUN *.jpg --figures slides/   the same, 16:9
     python -m fashion.predict RUN *.jpg --json              for programs
 
 Photos are PNG, JPEG, WebP, GIF, AVIF or (with pillow-heif installed) HEIC: one product, upright, on
-a plain background. What is unlike that, or unlike the run's validation images, is remarked on.
+a plain background. A remark is printed for a photo that is not, or that is unlike the run's
+validation images.
 """
 
 import argparse
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
 SHOWN = 3  # classes named for each photo
 DRAWN = 100  # photos per figure: matplotlib's are at most 65,535 pixels high
-SURE = 0.5  # below this probability the likeliest class is more likely wrong than right
-SOFTWARE = "python -m fashion.predict"  # in the PNG files of --save, which may replace each other
+SURE = 0.5  # a less probable prediction is more likely wrong than correct
+SOFTWARE = "python -m fashion.predict"  # in PNG files of --save, which it may overwrite
 REMARKS = {
     "unsure": "Unsure: the likeliest class has less than half of the probability.",
     "several": "More than one product? This is about the largest.",
@@ -48,7 +49,7 @@ REMARKS = {
 
 
 class View(NamedTuple):
-    """A photo, and what a network is shown of it."""
+    """A photo, and the image made from it that is the network's input."""
 
     path: Path
     picture: Image.Image  # RGB
@@ -63,17 +64,17 @@ class View(NamedTuple):
 class Answer(NamedTuple):
     """A run's prediction for one photo."""
 
-    likeliest: dict[str, float]  # probabilities of `SHOWN` classes, likeliest first
+    likeliest: dict[str, float]  # class -> probability, the `SHOWN` most probable first
     remarks: list[str]  # keys of `REMARKS`
 
 
 def look(path: Path, *, fashion: bool = True, resolution: int = photo.SIDE) -> View:
-    """Read one photo and prepare it; of data other than Fashion-MNIST, take it as it is.
+    """Read one photo and prepare it; for other data than Fashion-MNIST it must be 28 x 28.
 
     Args:
         path: the photo.
         fashion: whether the run's data is Fashion-MNIST.
-        resolution: of the run's data.
+        resolution: of the run's data; see `reduce_resolution`.
 
     Raises:
         UserError: naming the file; see `photo.read` and `photo.prepare`.
@@ -106,8 +107,8 @@ def predict(
 ) -> list[Answer]:
     """Predict prepared photos.
 
-    Probabilities are calibrated by the temperature fitted on the validation split; those of a run
-    without one are the network's own.
+    Probabilities are calibrated by the temperature fitted on the validation split; without such a
+    split they are not calibrated.
 
     Raises:
         UserError: the run holds no predictions for its validation split, or its weights are broken.
@@ -139,7 +140,7 @@ def predict(
 
 
 def make_detector(run: Run, classifier: "Classifier", root: Path | None) -> "Detector | None":
-    """Fit on the run's data; say on standard error where that is not possible."""
+    """Return a detector fitted on the run's data; if that fails, print why and return None."""
     from fashion.report.evaluation import open_data
     from fashion.report.ood import Detector
 
@@ -155,9 +156,9 @@ def make_detector(run: Run, classifier: "Classifier", root: Path | None) -> "Det
         data.setup("validate")
         with np.errstate(all="ignore"):
             return Detector(classifier, data.train, data.val)
-    except ValueError:  # of weights that are not numbers, which predicting the photos refuses
+    except ValueError:  # weights that are not finite: `predict` raises an error
         return None
-    except (UserError, AttributeError) as error:  # data of one's own need not have `val.images`
+    except (UserError, AttributeError) as error:  # other data may have no `val.images`
         print(
             f"note: photos unlike the run's data are not recognized, for want of its validation "
             f"images (--data DIR): {error}",
@@ -224,7 +225,7 @@ def _png(name: str) -> Path:
 
 
 def _photos(paths: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
-    """Return the photos named and those in folders named, and each wrong folder's error."""
+    """Return the named photos and those in named folders, and the errors by folder."""
     found: list[Path] = []
     errors: dict[Path, str] = {}
     for path in paths:
@@ -268,7 +269,7 @@ def _lines(view: View, answer: Answer) -> str:
 def _document(
     paths: Sequence[Path], answers: dict[Path, Answer], errors: dict[Path, str], run: Run
 ) -> str:
-    """Write one object per photo, in the order of the command line."""
+    """Return a JSON array of one object per photo, in the order of the command line."""
     objects: list[dict[str, object]] = []
     for path in paths:
         if path in errors:

@@ -1,7 +1,7 @@
 """Train one run, or a grid of them (Hydra).
 
 python -m fashion.train model=best                       one run
-python -m fashion.train -m model=linear,cnn seed=0,1,2   a grid; again: what is left of it
+python -m fashion.train -m model=linear,cnn seed=0,1,2   a grid; again: the runs that are left
 python -m fashion.train resume=RUN                       continue an interrupted run
 """
 
@@ -52,10 +52,11 @@ def train(
         callbacks: Lightning's, beside the configuration's.
 
     Returns:
-        The validation accuracy of the reported checkpoint, 0..1; None without a validation set.
+        The validation accuracy of the reported checkpoint, 0..1; None without a validation set,
+        for a dry run (`trainer.fast_dev_run`), and in all processes but the first.
 
     Raises:
-        UserError: the configuration, the data or the folder does not allow it.
+        UserError: the configuration is wrong, or the data or the folder cannot be used.
         DivergenceError: the loss or the weights became infinite or not a number.
     """
     import torch
@@ -101,7 +102,7 @@ def check(config: DictConfig, *, download_data: bool = True) -> None:
         download_data: whether missing data may be downloaded to data.root.
 
     Raises:
-        UserError: naming the key, the value and what is allowed.
+        UserError: naming the key, the value and what is allowed; or the data cannot be used.
     """
     from fashion.data import download
 
@@ -132,7 +133,7 @@ def _job(config: DictConfig) -> float | None:
     base = Path(HydraConfig.get().runtime.cwd)
     schema.anchor(config, base)
     if config.resume is not None:
-        os.chdir(base)  # with hydra.job.chdir, that of a new run, which there is not
+        os.chdir(base)  # hydra.job.chdir has entered the folder of a new run, which is not used
     alone = HydraConfig.get().mode == RunMode.RUN
     launcher = HydraConfig.get().launcher._target_
     elsewhere = not alone and "BasicLauncher" not in launcher
@@ -149,7 +150,7 @@ def _job(config: DictConfig) -> float | None:
     except Exception as error:  # one failing run must not cost the others
         _remove_if_empty(run.folder)
         cause = innermost(error)
-        if elsewhere:  # in another process: Hydra brings the first one back to `main`
+        if elsewhere:  # in another process: Hydra raises the first one in `main`
             cause.add_note(f"This was {run.folder}; other runs of the grid have gone on.")
             raise cause from error
         # Raised again when Hydra is done, which would print a line of its own before the message.
@@ -162,12 +163,12 @@ def _job(config: DictConfig) -> float | None:
 def train_one(config: DictConfig, run: "Run") -> "Run":
     """Train one run as the command does, or continue the one that `resume` names.
 
-    Hydra's configuration must be set (`HydraConfig`); what the command prints is printed.
+    Hydra's configuration must be set (`HydraConfig`). Prints what the command prints.
 
     Args:
         config: the whole configuration.
-        run: where everything is written. If another run has taken that folder in the same second,
-            a folder beside it is used.
+        run: where everything is written. If another run of the same second has that folder, a new
+            folder beside it is used.
 
     Returns:
         The run that was trained: finished, but for `trainer.fast_dev_run`.
@@ -213,7 +214,7 @@ def train_one(config: DictConfig, run: "Run") -> "Run":
 
 @contextlib.contextmanager
 def _started(config: DictConfig, run: "Run", *, resumed: bool) -> Iterator["Run"]:
-    """Start a run, in a folder beside its own if that is another run's of the same second."""
+    """Start a run; if another run of the same second has its folder, use one beside it."""
     from fashion.runs.run import BusyError, Run
 
     hydra_config = HydraConfig.get()
@@ -288,20 +289,20 @@ def _wants_report(config: DictConfig) -> bool:
 
 
 def keep_folders(arguments: Sequence[str]) -> None:
-    """Note which folders exist that a command line names: a refused run does not remove them."""
+    """Record the existing folders that a command line names: a refused run must not remove them."""
     EXISTED.clear()
     EXISTED.update(schema.existing_folders(arguments))
 
 
 def _remove_if_empty(folder: Path) -> None:
-    """Remove the folder that Hydra makes before anything can be checked, unless it was there."""
+    """Remove an empty run folder that Hydra has created before the configuration was checked."""
     if folder.resolve() not in EXISTED:
         with contextlib.suppress(OSError):
             folder.rmdir()
 
 
 def _named(hydra_config: Any) -> bool:
-    """Whether the user has named the run's folder."""
+    """Return whether the user has named the run's folder."""
     return any("run.dir=" in each for each in hydra_config.overrides.hydra)
 
 

@@ -5,12 +5,12 @@ python -m fashion.tune search=deck workers=2 hours=1 model=cnn trainer.max_epoch
 python -m fashion.tune -m search=deck storage=postgresql://... worker=range(8) hydra/launcher=...
 
 A trial is an ordinary run in FOLDER/trials/NUMBER. The search is one Optuna study, which hands out
-trials and prunes them; the study and the folder are all that a search consists of, so that any
-number of workers, here or on other machines, take part in it by the same command, and leave at any
-moment. The command without worker=N starts `workers` of them as processes and shows the progress;
-a worker runs trials until the search is over, then what is missing of the confirmation, which
-re-trains the best configurations on fresh seeds in FOLDER/confirm/. The process that comes to the
-end writes the conclusion: search.json, search.html and the winner as an experiment.
+trials and prunes them. All of its state is in the study and the folder, so any number of workers,
+here or on other machines, can join it by the same command and leave at any time. Without worker=N,
+the command starts `workers` processes and shows their progress. A worker runs trials until the
+search is over, then runs of the confirmation, which re-trains the best configurations on fresh
+seeds in FOLDER/confirm/. At the end the conclusion is written: search.json, search.html and the
+winner as an experiment.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 schema.register_resolvers()
 
-# Types of the keys that are a search's and not a run's.
+# Types of the keys that a search has and a run has not.
 SETTINGS: dict[str, Any] = {
     "search": dict[str, dict[str, Any]],
     "folder": str,
@@ -69,7 +69,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
 
 
 def checked(config: DictConfig) -> tuple[DictConfig, Space]:
-    """Check a search as far as possible without torch and Optuna; return a run's part, and space.
+    """Check a search without torch and Optuna; return the runs' configuration and the space.
 
     Raises:
         UserError: naming the key, the value and what is allowed.
@@ -106,7 +106,7 @@ def checked(config: DictConfig) -> tuple[DictConfig, Space]:
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="tune")
 def _job(config: DictConfig) -> None:
-    if HydraConfig.get().mode == RunMode.MULTIRUN:  # perhaps on another machine
+    if HydraConfig.get().mode == RunMode.MULTIRUN:  # perhaps in another process, which must fail
         _search(config)
         return
     try:
@@ -127,7 +127,7 @@ def _search(config: DictConfig) -> None:
         confirmation.experiment_file(search)  # refused now rather than at the end
         search.begin()
     except UserError:
-        made = Path(HydraConfig.get().runtime.output_dir)  # by Hydra, unless it holds anything
+        made = Path(HydraConfig.get().runtime.output_dir)  # by Hydra; kept if it holds files
         if made.resolve() not in EXISTED:
             with contextlib.suppress(OSError):
                 made.rmdir()

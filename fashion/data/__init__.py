@@ -1,5 +1,6 @@
-"""The dataset: files, batches, augmentation, a person's photos."""
+"""The data set: files, batches, augmentation, and conversion of users' photos."""
 
+# Fashion-MNIST's class names, by label (0 to 9).
 CLASSES = (
     "T-shirt/top",
     "Trouser",

@@ -1,13 +1,14 @@
-"""Augmentation of training images: a whole batch at once, on its device, on bytes.
+"""Augmentation of training images: batches of uint8 images, on their device.
 
 An augmentation is any callable (images, labels) -> (images, labels):
 
-    images   uint8 (batch, 28, 28), 0..255; it may return floats of that range
-    labels   int64 (batch,); it may return probabilities (batch, classes), as CutMix does
+    images   uint8 (batch, 28, 28), 0..255; returned as uint8 or as floats of that range
+    labels   int64 (batch,); returned as such or as probabilities (batch, classes), as by CutMix
 
 Randomness comes from torch's global generator, which is seeded at the start of each epoch, so that
-an epoch's augmentation is a function of (seed, epoch). `set_epoch(epoch, epochs)` is called before
-each epoch where it exists. torchvision's v2 transforms work as they are (`per_image`).
+an epoch's augmentation is a function of (seed, epoch). If an augmentation has a method
+`set_epoch(epoch, epochs)`, it is called before each epoch. torchvision's v2 transforms can be used
+directly (`per_image`).
 """
 
 from collections.abc import Callable, Sequence
@@ -34,8 +35,9 @@ class Augmentation:
             whole distances are equally likely. Black comes in at the edges.
         erase: side in pixels of the black square laid over an image, its center anywhere in it
             (cutout; DeVries and Taylor 2017, Zhong et al. 2020); 0 for none.
-        clean_epochs: expected number of epochs in which an image is not erased: a short training
-            learns from whole images, and a long one does not memorize them.
+        clean_epochs: expected number of epochs in which an image is not erased: of E epochs, each
+            image is erased with probability max(0, 1 - clean_epochs / E), so that only a long
+            training, which would memorize the images, erases many of them.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class Chain:
     """Augmentations one after the other.
 
     Args:
-        steps: each one an augmentation as in this module's description, or a torchvision transform.
+        steps: augmentations (see this module's docstring) or torchvision v2 transforms.
     """
 
     def __init__(self, *, steps: list[Any]) -> None:
@@ -101,8 +103,8 @@ class Chain:
 def per_image(augmentation: Any) -> Augment:
     """Adapt a torchvision transform; other augmentations are returned as they are.
 
-    A torchvision transform draws once per call, so that it is applied to each image on its own.
-    CutMix and MixUp mix the images of a batch, and are applied to it.
+    A torchvision transform draws its parameters once per call, so it is applied to each image
+    separately; CutMix and MixUp, which mix the images of a batch, are applied to the batch.
     """
     from torchvision.transforms import v2
 
@@ -134,9 +136,9 @@ def alternating_hflip(images: UInt8[Tensor, "batch h w"], epoch: int) -> UInt8[T
 
 
 def random_translation(images: UInt8[Tensor, "batch h w"], most: int) -> UInt8[Tensor, "batch h w"]:
-    """Move each image by -most..most whole pixels along both axes."""
+    """Translate each image by -most..most whole pixels along each axis; black enters."""
     count, height, width = images.shape
-    # Every position that an image can be cut out at, as a view: only what is chosen is copied.
+    # A view of the crops at all offsets: only the chosen crops are copied.
     windows = functional.pad(images, (most,) * 4).unfold(1, height, 1).unfold(2, width, 1)
     y, x = torch.randint(2 * most + 1, (2, count), device=images.device)
     return windows[torch.arange(count, device=images.device), y, x]
@@ -145,7 +147,10 @@ def random_translation(images: UInt8[Tensor, "batch h w"], most: int) -> UInt8[T
 def random_erasing(
     images: UInt8[Tensor, "batch h w"], side: int, fraction: float
 ) -> UInt8[Tensor, "batch h w"]:
-    """Lay a black square over a `fraction` of the images; it may reach over the edge."""
+    """Set a random square to black, in each image with probability `fraction`.
+
+    The square is `side` pixels wide; its center is uniform over the image, so an edge may cut it.
+    """
     count, device = len(images), images.device
 
     def within(size: int) -> Tensor:

@@ -16,12 +16,12 @@ from fashion.data import CLASSES, download
 from fashion.data.augmentation import Augment, per_image
 from fashion.errors import UserError
 
-# Mean and standard deviation of the training images' pixels after scaling to 0..1.
+# Mean and standard deviation of Fashion-MNIST's training pixels after scaling to 0..1.
 MEAN, STD = 0.2860, 0.3530
-# Without gradients a step is cheap, so its overhead shows: larger batches, of bounded memory.
+# Without gradients the overhead per batch dominates: larger batches, of bounded memory.
 EVAL_BATCH_SIZE = 250
-# Small training batches are indexed, augmented and normalized several at once, which costs nearly
-# as much for one as for all.
+# Small training batches are indexed, augmented and normalized together, up to so many images: that
+# takes hardly longer than one batch alone.
 IMAGES_AT_ONCE = 256
 # Class names of torchvision's data sets in the same format.
 CLASS_NAMES = {
@@ -34,7 +34,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def normalize(images: Num[Tensor, "batch 28 28"]) -> Float[Tensor, "batch 1 28 28"]:
-    """Scale pixels 0..255 to the training images' zero mean and unit standard deviation."""
+    """Standardize pixels 0..255 by `MEAN` and `STD`, which other data sets use too."""
     return images.unsqueeze(1).to(torch.float32, copy=True).sub_(MEAN * 255).div_(STD * 255)
 
 
@@ -43,10 +43,11 @@ def reduce_resolution(
 ) -> Num[Tensor, "batch 28 28"]:
     """Average pixels 0..255 over square blocks, each of which becomes one large pixel.
 
-    The size stays 28 x 28, so that every network takes the images. Twice is the same as once.
+    The size stays 28 x 28, so that every network takes the images. Applying it twice is the same as
+    applying it once.
 
     Args:
-        images: of any type, which stays.
+        images: of any dtype, which is kept.
         resolution: blocks along each side: 28 (images as they are), 14 or 7.
     """
     if resolution == images.shape[1]:
@@ -58,13 +59,13 @@ def reduce_resolution(
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """Return the seed of one epoch's randomness: a function of both, not of what ran before."""
+    """Return the seed of an epoch (from 0), the same in a resumed and an uninterrupted run."""
     return (seed << 24) + epoch
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A split in memory: images as bytes, labels, and their positions in the official file."""
+    """A split in memory: images (0..255), labels, and the images' positions in their file."""
 
     images: UInt8[Tensor, "n 28 28"]
     labels: Int[Tensor, " n"]
@@ -78,7 +79,7 @@ class ImageSet:
 
 
 class BatchLoader:
-    """Iterate over an ImageSet in normalized batches: images (batch, 1, 28, 28) and labels.
+    """Iterate over an ImageSet in batches: normalized float images (batch, 1, 28, 28) and labels.
 
     Images are indexed, augmented and normalized on `device`, without worker processes: a batch is
     ready sooner than another process could hand it over. Nothing in it waits for a GPU.
@@ -86,13 +87,13 @@ class BatchLoader:
     Args:
         data: what to iterate over.
         batch_size: images per batch, over all processes.
-        seed: of the order, which is a function of (seed, epoch); None keeps the order.
+        seed: of the shuffling, a function of (seed, epoch); None does not shuffle.
         augmentation: of training images, or None.
-        epochs: of the whole training, for the augmentation.
+        epochs: of the whole training, for the augmentation; -1 if unknown.
         rank: of this process, which takes images rank, rank + world_size, ... of each batch: each
             image is seen once per epoch, and shards differ in size by one image at most.
         world_size: number of processes.
-        chunked: yield all batches that were prepared at once as one (see training/fast_path.py).
+        chunked: yield the batches that were prepared together as one (training/fast_path.py).
         fixed: whether every epoch has the order of the first, as overfit_batches needs.
         device: where to prepare batches; None for the CPU.
         resident: whether all images lie there as well, as bytes; otherwise each batch moves.
@@ -128,7 +129,7 @@ class BatchLoader:
 
     @property
     def sampler(self) -> "BatchLoader":
-        """Return where Lightning looks for `set_epoch`."""
+        """Return this loader: Lightning calls `set_epoch` of a loader's sampler."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
@@ -177,7 +178,7 @@ class FashionMNIST(pl.LightningDataModule):
         batch_size: training images per step, shared by all processes.
         val_size: images of the validation set, stratified by class; 0 trains on all.
         split_seed: of the split, so that every run of a comparison shares it.
-        official: whether the files must be those of the release of 2017-08-31.
+        official: whether Fashion-MNIST's files must be those of the release of 2017-08-31.
         dataset: torchvision's name of a data set in the same format, and the folder below `root`.
         classes: names of the classes; None for the data set's own.
         train_size: images of a stratified part of the training split, fixed by `split_seed`: a
@@ -187,6 +188,9 @@ class FashionMNIST(pl.LightningDataModule):
         fold: which of them, from 0, is the validation set.
         on_device: whether all images lie on the device that trains (47 MB on a GPU); otherwise
             each batch moves there.
+
+    Raises:
+        UserError: there is no such fold.
     """
 
     train: ImageSet
@@ -237,7 +241,7 @@ class FashionMNIST(pl.LightningDataModule):
         """Download and verify the files.
 
         Raises:
-            UserError: they are missing and cannot be downloaded, or are not what they should be.
+            UserError: a file is missing and cannot be downloaded, is damaged, or is another one.
         """
         folder = download.raw_folder(self.root, self.dataset)
         missing = not all((folder / name).exists() for name in download.PAYLOADS)
@@ -317,7 +321,7 @@ class FashionMNIST(pl.LightningDataModule):
 
 
 def from_config(section: dict[str, Any], seed: int = 0, augmentation: Any = None) -> Any:
-    """Build the LightningDataModule of a configuration's `data` section, which may be foreign.
+    """Build the LightningDataModule of a `data` section, of this project or another.
 
     Raises:
         UserError: it cannot be built, or is no LightningDataModule.
@@ -331,7 +335,7 @@ def from_config(section: dict[str, Any], seed: int = 0, augmentation: Any = None
 def stratified_split(
     labels: Int[Tensor, " n"], val_size: int, seed: int
 ) -> tuple[Int[Tensor, " train"], Int[Tensor, " val"]]:
-    """Return positions for training and for validation, ascending; each class keeps its share."""
+    """Return ascending positions for training and validation, with equal class proportions."""
     order = _stratified_order(labels, seed)
     return order[val_size:].sort().values, order[:val_size].sort().values
 
@@ -351,10 +355,9 @@ def stratified_fold(
 
 
 def _stratified_order(labels: Int[Tensor, " n"], seed: int) -> Int[Tensor, " n"]:
-    """Return all positions in an order of which every part holds each class by its share.
+    """Return all positions in an order whose contiguous parts have the class proportions of all.
 
-    Within a class images are ranked at random; the order is that of the rank relative to the size
-    of the class.
+    Images are ranked at random within their class, and sorted by rank / size of the class.
     """
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     rank = torch.empty(len(labels), dtype=torch.float64)

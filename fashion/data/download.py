@@ -28,7 +28,7 @@ class Payload(NamedTuple):
     sha256: str
 
 
-# Of the decompressed payload: Debian compresses anew, so sums of the .gz files do not carry over.
+# Of the decompressed files: Debian recompresses them, so its .gz files have other hashes.
 PAYLOADS = {
     "train-images-idx3-ubyte": Payload(
         47_040_016, "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
@@ -47,9 +47,9 @@ PAYLOADS = {
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where the package installs
 # `torchvision.datasets.FashionMNIST.mirrors`, named here because importing torchvision takes
-# seconds; a test holds the two together.
+# seconds; a test compares the two.
 MIRRORS = ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",)
-TIMEOUT = 10  # seconds without a byte before a mirror is given up
+TIMEOUT = 10  # seconds without a byte after which a mirror is skipped
 FETCH_ERRORS = (
     OSError,
     EOFError,  # a cut .gz
@@ -81,7 +81,7 @@ def data_folder(root: str, dataset: str = "FashionMNIST", base: str | None = Non
 
 
 def prepare(root: Path, *, official: bool, dataset: str = "FashionMNIST") -> int:
-    """Verify the files of a data folder, downloading Fashion-MNIST if missing; imports no torch.
+    """Verify the files of a data folder; download official ones that are missing.
 
     Args:
         root: the data folder.
@@ -89,10 +89,10 @@ def prepare(root: Path, *, official: bool, dataset: str = "FashionMNIST") -> int
         dataset: torchvision's name; it is the folder's name below `root`.
 
     Returns:
-        How many training images there are.
+        The number of training images.
 
     Raises:
-        UserError: a file is missing and cannot be downloaded, or is not what it should be.
+        UserError: a file is missing and cannot be downloaded, is damaged, or is another one.
     """
     if official:
         ensure(root)
@@ -150,7 +150,7 @@ def ensure_consistent(root: Path, dataset: str = "FashionMNIST") -> None:
     """Check that `root` holds four idx files that fit together, official or not.
 
     Raises:
-        UserError: a file is missing, broken, empty, or does not fit its partner.
+        UserError: a file is missing, broken or empty, or images and labels differ in number.
     """
     for part in ("train", "t10k"):
         images = raw_folder(root, dataset) / f"{part}-images-idx3-ubyte"
@@ -184,14 +184,14 @@ def check(path: Path) -> None:
 
 
 def training_images(root: Path, dataset: str = "FashionMNIST") -> int:
-    """Return how many there are below `root`, whose files have been checked."""
+    """Return the number of training images in `root`, whose files have been verified."""
     return read_header(raw_folder(root, dataset) / "train-images-idx3-ubyte", 3)[0]
 
 
 def read_header(path: Path, dimensions: int) -> tuple[int, ...]:
     """Return the shape that an idx file of unsigned bytes declares, if it fits the file's length.
 
-    Reads 16 bytes at most, so that a lying header allocates nothing.
+    Only 16 bytes are read, so that a wrong header cannot cause a large allocation.
     Format: http://yann.lecun.com/exdb/mnist/ (two zero bytes, type 0x08, number of dimensions,
     then their sizes, big-endian).
 
@@ -251,7 +251,7 @@ def _violation(name: str, path: Path) -> str | None:
 
 
 def _fetch(missing: list[str], folder: Path, scratch: Path) -> None:
-    """Fill `folder` with the missing files, each from the first source that has it whole."""
+    """Fill `folder` with the missing files, each from the first source that has it intact."""
     debian_package = scratch / "debian"
     sources: list[tuple[str, Callable[[str], Path]]] = [
         (str(folder), lambda name: folder / f"{name}.gz"),
@@ -308,9 +308,9 @@ def _install(name: str, compressed: Path, folder: Path, scratch: Path) -> None:
     new = scratch / name
     limit = PAYLOADS[name].size
     if compressed.exists() and not compressed.is_file():
-        raise ValueError(f"{compressed.name} is not a file")  # a pipe would keep us waiting
+        raise ValueError(f"{compressed.name} is not a file")  # a pipe would block
     with gzip.open(compressed) as source, new.open("wb") as target:
-        # One byte beyond the expected size is enough to know, whatever a hostile file expands to.
+        # One byte beyond the expected size is enough to refuse a decompression bomb.
         target.write(source.read(limit + 1))
     if violation := _violation(name, new):
         raise ValueError(f"{compressed.name}: {violation}")

@@ -1,9 +1,9 @@
-"""Conversion of a person's photo to the dataset's format; no torch.
+"""Conversion of users' photos to the dataset's format. Imports no torch.
 
 Xiao, Rasul & Vollgraf (2017), "Fashion-MNIST", section 2: edges within 5 % of the background's
 color are trimmed, the longest edge becomes 28, the image is sharpened by a Gaussian of radius 1,
-centered on the background, negated, and converted to grey. A shop's background is one light color;
-a person's is not, so here it is estimated from what most of the border shows.
+centered on a canvas, negated, and converted to gray. A shop's background is one light color; that
+of a user's photo is not, so it is estimated here from what most of the border shows.
 """
 
 import importlib
@@ -19,44 +19,48 @@ from scipy import ndimage
 
 from fashion.errors import UserError
 
-# No format more: some that Pillow reads start other programs.
+# No others: for some formats, such as EPS, Pillow starts another program.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # and AVIF and HEIC, see _formats
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".avif", ".heic", ".heif")
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 EDGE = 448  # pixels, 16 times the dataset's: a larger image is reduced first
 SIDE = 28
-CLOSE = 0.05 * 255  # how near the background's color still is background, as in the paper
+CLOSE = 0.05 * 255  # largest distance from the background's color, as in the paper
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in Pillow's mode L
 # All 60,000 training images have at least 36 % of their border within `CLOSE` of black.
 BLACK_BORDER = 1 / 3
-# 99 % of the training images are brighter on average over what is not background.
+# Mean brightness of a product, over the pixels that are not background. 99 % of the training images
+# exceed FAINT, below which the conversion uses color or a black backdrop; 99.7 % exceed PALE, below
+# which an image is reported as faint.
 FAINT = 51
-PALE = 40  # as above, of 99.7 %
-DARK = 64  # an image without a lighter pixel is stretched
-# The constants below were settled on training images made into photos (scripts/checks/photos.py).
-FRAMES = 3  # at most, one within the other
-STRAIGHT = 0.9  # fraction of a frame's side
-SOFT = 3  # pixels between a frame and what it holds, after blurring
-PLAIN_BORDER = 0.75  # fraction of the border of what a frame holds
-SMALLEST = 0.01  # area of a product, relative to what a frame holds
-ANOTHER = 0.1  # area of a second product, relative to the largest
-# Search for a shadow: pixels of the longest edge; levels of its darkness and their tolerance, 0..1;
-# distances of it, in pixels; smallest areas of it and of what casts it, relative to both; overlap.
+PALE = 40
+DARK = 64  # an image without a brighter pixel is rescaled to the full range
+# The constants below were chosen on training images made into photos (scripts/checks/photos.py).
+FRAMES = 3  # largest number of nested frames that are removed
+STRAIGHT = 0.9  # least fraction of an outer edge with the frame's color, of an inner one without
+SOFT = 3  # width in pixels of the blurred transition inside a frame
+PLAIN_BORDER = 0.75  # fraction of the framed photo's border that must be background
+SMALLEST = 0.01  # smallest area of a product, as a fraction of the framed photo
+ANOTHER = 0.1  # smallest area of a second product, as a fraction of the largest product
+# Shadow detection (`_has_shadow`): longest edge at which it is done, in pixels; levels of darkness
+# that are tried, and their tolerance, 0..1; least and greatest distance of the shadow, in pixels;
+# smallest areas of the shadow and of the rest, as fractions of both; smallest intersection over
+# union.
 SHADOW_SIDE, SHADOW_LEVELS, SHADOW_TOLERANCE = 48, np.arange(0.3, 0.76, 0.04), 0.04
 SHADOW_DISTANCES, SHADOW_AREA, CASTING_AREA, SHADOW_OVERLAP = (2, 12), 0.05, 0.2, 0.55
 
 
 class Prepared(NamedTuple):
-    """A photo in the dataset's format, and what in it is unlike the dataset."""
+    """A photo in the dataset's format, and in which ways it is unlike the dataset."""
 
     image: UInt8[np.ndarray, "28 28"]
-    several: bool = False  # there were other products: the largest is shown
+    several: bool = False  # there are other products: this is the largest
     shadow: bool = False  # part of the product looks like a shadow that the rest casts
     faint: bool = False  # it hardly differs from its background, as a white product on white
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Return the photos directly in a folder, by their names' endings, sorted.
+    """Return the photos directly in a folder, recognized by their suffix, sorted.
 
     Raises:
         UserError: there are none, or the folder cannot be read.
@@ -74,7 +78,7 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def read(path: Path) -> Image.Image:
-    """Read an image file as a person sees it: RGB, upright, first frame, edges at most `EDGE`.
+    """Read an image file: RGB, upright by its EXIF, first frame, edges at most `EDGE` pixels.
 
     Memory is bounded by Pillow's limit on the size that a file declares, 89 million pixels, which
     is checked before anything is decoded; the peak is about 1 GB.
@@ -82,12 +86,12 @@ def read(path: Path) -> Image.Image:
     Raises:
         UserError: it is in another format, or is damaged, too large or not readable.
     """
-    # Not Path's own, which raise where a folder may not be searched. A pipe would keep us waiting.
+    # Not Path's own, which raise where a folder may not be searched. A pipe would block.
     if not os.path.isfile(path):  # noqa: PTH113
         raise UserError(f"{path} is {'not a file' if os.path.exists(path) else 'missing'}.")  # noqa: PTH110
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of oddities that Pillow can live with
+            warnings.simplefilter("ignore")  # irregularities that Pillow tolerates
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             formats = _formats(path)
             with Image.open(path, formats=formats) as picture:
@@ -113,10 +117,10 @@ def read(path: Path) -> Image.Image:
 
 
 def _formats(path: Path) -> tuple[str, ...]:
-    """Return what Pillow may take a file for.
+    """Return the formats that Pillow may try for a file.
 
     Raises:
-        UserError: it is HEIC or AVIF, and what reads that is not installed.
+        UserError: it is HEIC or AVIF, and no package that reads it is installed.
     """
     with path.open("rb") as file:
         box, brand = file.read(8)[4:], file.read(4)
@@ -142,14 +146,14 @@ def _formats(path: Path) -> tuple[str, ...]:
 
 
 def as_seen(picture: Image.Image) -> Image.Image:
-    """A picture of any mode as RGB, turned as its EXIF says, its edges at most `EDGE` pixels.
+    """Convert an image of any mode to RGB, rotated by its EXIF, edges at most `EDGE` pixels.
 
-    What is transparent becomes white like a shop's background, or black behind a product that
-    would be `FAINT` on white. Modes I and F have no fixed range: their darkest becomes 0, their
+    Transparency becomes white like a shop's background, or black behind a product that would be
+    `FAINT` on white. Modes I and F have no fixed range: their darkest value becomes 0, their
     lightest 255.
 
     Raises:
-        UserError: Pillow cannot show the mode.
+        UserError: Pillow cannot convert the mode.
     """
     picture = ImageOps.exif_transpose(picture)
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
@@ -172,12 +176,12 @@ def prepare(picture: Image.Image) -> Prepared:
     """Convert an image of any mode and size to the dataset's format: the product bright on 0.
 
     A 28 x 28 image in the dataset's style, with a third of its border black, is returned as it is.
-    Any other loses plain bars and frames, then all that is far from its largest product; then what
-    differs most from the background becomes brightest, whether it is darker than the background
-    (as in a shop's photos, which the dataset negates), lighter, or of another color.
+    Any other is cropped: plain bars and frames first, then all outside its largest product. The
+    more a pixel differs from the background, the brighter it becomes, whether it is darker (as in
+    a shop's photos, which the dataset negates), lighter, or of another color.
 
     Raises:
-        UserError: nothing stands out from the background.
+        UserError: nothing stands out from the background, or Pillow cannot convert the mode.
     """
     picture = as_seen(picture)
     if picture.size == (SIDE, SIDE):
@@ -203,14 +207,14 @@ def prepare(picture: Image.Image) -> Prepared:
 def is_faint(image: UInt8[np.ndarray, "28 28"]) -> bool:
     """Return whether the product hardly differs from its background.
 
-    The dataset leaves out white products, so that no network trained on it has seen one.
+    The dataset leaves out white products, so no network trained on it has seen one.
     """
     product = image > CLOSE
     return bool(image[product].sum() <= PALE * product.sum())
 
 
 def _stretched(pixels: Float[np.ndarray, "height width 3"]) -> Float[np.ndarray, "height width 3"]:
-    """Spread a nearly black image, as 12-bit colors in a 16-bit PNG are read, over the range."""
+    """Rescale a nearly black image (12-bit colors in a 16-bit PNG) to the range 0..255."""
     lightest = pixels.max()
     return pixels * (255 / lightest) if 0 < lightest < DARK else pixels
 
@@ -218,7 +222,7 @@ def _stretched(pixels: Float[np.ndarray, "height width 3"]) -> Float[np.ndarray,
 def _distance(
     pixels: Float[np.ndarray, "height width 3"], color: Float[np.ndarray, "..."]
 ) -> Float[np.ndarray, "height width"]:
-    """Return how far each pixel is from a color, in the channel where it is furthest."""
+    """Return each pixel's largest difference from a color over the channels, 0..255."""
     red, green, blue = np.moveaxis(np.abs(pixels - color), 2, 0)
     # Several times as fast as max(axis=2).
     furthest: np.ndarray = np.maximum(np.maximum(red, green), blue)
@@ -241,11 +245,11 @@ def _without_frame(
 def _inside(
     pixels: Float[np.ndarray, "height width 3"], edge: Float[np.ndarray, "length 3"]
 ) -> tuple[slice, slice] | None:
-    """Return what a bar or frame of an outermost line's color leaves; None: no such frame.
+    """Return the box inside a bar or frame that has the color of `edge`; None if there is none.
 
-    What is left by a frame is a rectangle: each of its four sides is straight, and not of the
-    frame's color nearly all along. A product's sides hardly ever are, and what is between them
-    does not look like a product before a background of its own.
+    `edge` is an outermost row or column. A frame encloses a rectangle, nearly no pixel of whose
+    four sides has the frame's color. The sides of a product hardly ever do so, and a product does
+    not look like another product in front of a background.
     """
     color = np.median(edge, axis=0)
     if (np.abs(edge - color).max(axis=1) <= CLOSE).mean() < STRAIGHT:
@@ -256,7 +260,7 @@ def _inside(
         return None
     largest = 1 + int(np.bincount(parts.ravel())[1:].argmax())
     rows, columns = ndimage.find_objects(parts)[largest - 1]
-    # Without the soft transition between the two.
+    # Without the blurred transition between the two.
     box = tuple(
         slice(part.start + SOFT * (part.start > 0), part.stop - SOFT * (part.stop < length))
         for part, length in zip((rows, columns), other.shape, strict=True)
@@ -271,7 +275,7 @@ def _inside(
 def _is_photo(pixels: Float[np.ndarray, "height width 3"]) -> bool:
     """Return whether most of the border shows one smooth surface, and something stands out.
 
-    A rectangular product of one color is not taken for a photo in a frame.
+    So a rectangular product of one color is not mistaken for a photo in a frame.
     """
     background, roughness = _background(pixels)
     distance = _distance(pixels, background)
@@ -283,9 +287,9 @@ def _is_photo(pixels: Float[np.ndarray, "height width 3"]) -> bool:
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """Convert an image of 16 bits or more, or of floating point numbers, to mode L.
 
-    A 16-bit file holds 12-bit values as often as not. Its range ends at the power of two above
-    its lightest value, so that the ratio of two brightnesses is kept; where the values fill less
-    than an eighth of that range, at its darkest and lightest value, as in the modes I and F.
+    16-bit files often hold 12-bit values. So their range is 0 to the power of two above the
+    lightest value, which keeps the ratio of two brightnesses; if the values span less than an
+    eighth of that, and in the modes I and F, it is the darkest to the lightest value.
     """
     deep = picture.convert("F")
     deep.thumbnail((EDGE, EDGE))
@@ -299,7 +303,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 
 
 def _border(shape: tuple[int, ...]) -> Bool[np.ndarray, "height width"]:
-    """Return the outermost pixels, a fiftieth of the shorter edge wide."""
+    """Return a mask of the outermost pixels, 1/50 of the shorter edge wide."""
     width = max(1, round(min(shape) / 50))
     border = np.ones(shape, dtype=bool)
     border[width:-width, width:-width] = False
@@ -309,7 +313,7 @@ def _border(shape: tuple[int, ...]) -> Bool[np.ndarray, "height width"]:
 def _background(
     pixels: Float[np.ndarray, "height width 3"],
 ) -> tuple[Float[np.ndarray, "height width 3"], float]:
-    """Return the background's color at each pixel, and how far the background strays from it.
+    """Return the background's color at each pixel, and its median absolute deviation from it.
 
     The color is a quadratic surface through what most of the border shows: a wall is rarely lit
     evenly, and lenses darken corners.
@@ -317,10 +321,10 @@ def _background(
     border = _border(pixels.shape[:2])
     grey = pixels @ LUMA
     counts = np.bincount(grey[border].astype(int), minlength=256).astype(float)
-    # The commonest level, not the median: a product may touch most of the border.
+    # The most frequent level, not the median: a product may touch most of the border.
     level = ndimage.uniform_filter1d(counts, round(2 * CLOSE), mode="constant").argmax()
     common = border & (np.abs(grey - level) <= 2 * CLOSE)
-    # Of these, what has their color: a product may be as bright as its background.
+    # Of these, the pixels near their median color: a product may be as bright as the background.
     color = np.median(pixels[common], axis=0)
     near = common & (_distance(pixels, color) <= 2 * CLOSE)
     plain = near if near.any() else common
@@ -335,14 +339,14 @@ def _background(
 def _product(
     distance: Float[np.ndarray, "height width"], tolerance: float
 ) -> tuple[Bool[np.ndarray, "height width"], bool]:
-    """Where the largest product is, without specks of dust, and whether there are others.
+    """Return the mask of the largest product, without specks, and whether there are others.
 
-    What is further from the background than `tolerance` may fall apart, as a sandal's straps do:
-    of 600 training images made into photos, none into two parts beside or above each other of
-    which the smaller had a tenth of the larger's area. Those are two products.
+    The pixels further than `tolerance` from the background may form several parts, as a sandal's
+    straps do. Two parts are two products if they lie beside or above each other and the smaller
+    has at least `ANOTHER` of the larger's area: none of 600 training images made into photos did.
 
     Raises:
-        UserError: nothing is further from the background.
+        UserError: no pixel is further from the background.
     """
     parts, count = ndimage.label(ndimage.gaussian_filter(distance, sigma=1) > tolerance)
     if not count:
@@ -368,11 +372,11 @@ def _ink(
     background: Float[np.ndarray, "height width 3"],
     product: Bool[np.ndarray, "height width"],
 ) -> UInt8[np.ndarray, "height width"]:
-    """How far each pixel is from its background (0) to black (255), or to white if that is nearer.
+    """Return each pixel's darkness relative to its background: 0 like it, 255 black.
 
-    The product as a whole decides which. Dividing by the background undoes uneven light. Where
-    that is faint, and the color is not, it is how far the color is from the background's,
-    against the furthest there is.
+    If the product as a whole is lighter than the background, white replaces black. Dividing by the
+    background corrects uneven light. A product that is `FAINT` by that, but not by its color, gets
+    the distance of its color from the background's, relative to the largest (99 % quantile).
     """
     grey, light = pixels @ LUMA, background @ LUMA
     if (grey - light)[product].sum() > 0:

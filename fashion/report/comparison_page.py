@@ -24,7 +24,7 @@ class ClassDifference(NamedTuple):
 
 
 def comparison_page(table: Table, groups: list[Group]) -> str:
-    """Return the page.
+    """Return the comparison as an HTML page.
 
     Args:
         table: of these groups.
@@ -110,7 +110,7 @@ def _pictures(
     """Return the images at `positions`, the most confidently misclassified first.
 
     Raises:
-        UserError: the data cannot be read.
+        UserError: the data cannot be read, or the runs validate on several folds.
     """
     run = groups[0].runs[0]
     if split == "val" and fold(run) is not None:

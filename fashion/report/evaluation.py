@@ -1,6 +1,6 @@
-"""The evaluation of one split: made once in memory, then written by several writers.
+"""The evaluation of one split: computed once, then written in several formats.
 
-`evaluate` makes it; `Evaluation.write` (run folder), `page.write_report` (HTML) and
+`evaluate` returns it; `Evaluation.write` (run folder), `page.write_report` (HTML) and
 `tensorboard.write_evaluation` read it. Importing this module imports no torch.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SPLITS = {"val": "validation", "test": "test"}
 
-# Of Fashion-MNIST's classes, for sentences about them.
+# Fashion-MNIST's classes in sentences.
 NOUNS = (
     *("a T-shirt", "a pair of trousers", "a pullover", "a dress", "a coat"),
     *("a sandal", "a shirt", "a sneaker", "a bag", "an ankle boot"),
@@ -96,21 +96,21 @@ class Evaluation:
 
     @cached_property
     def calibrated(self) -> Float32[np.ndarray, "n classes"] | None:
-        """The probabilities at the fitted temperature."""
+        """The probabilities at the fitted temperature; None without one."""
         if self.temperature is None:
             return None
         return metrics.apply_temperature(self.probabilities, self.temperature)
 
     @cached_property
     def ece_scaled(self) -> float | None:
-        """The expected calibration error at the fitted temperature, 0..1."""
+        """The expected calibration error at the fitted temperature, 0..1; None without one."""
         if self.calibrated is None:
             return None
         return metrics.scores(self.labels, self.calibrated)["ece"]
 
     @property
     def temperature_helps(self) -> bool:
-        """Return whether the temperature reduces the calibration error, as far as is shown."""
+        """Return whether the temperature reduces the calibration error at the precision shown."""
         before, after = self.scores["ece"], self.ece_scaled
         return after is not None and after < before and percent(after) != percent(before)
 
@@ -138,7 +138,7 @@ class Evaluation:
                     found |= {f"{key}/{name}": value}
                     found |= {f"{key}_low/{name}": low, f"{key}_high/{name}": high}
         both = self.counts + self.counts.T
-        # All pairs, so that nothing is left of an earlier evaluation.
+        # Zeros too: they replace the values of an earlier evaluation in metrics.json.
         for true, other in sorted(
             permutations(range(len(self.classes)), 2),
             key=lambda pair: (-both[pair], sorted(pair)),
@@ -149,7 +149,7 @@ class Evaluation:
 
     @cached_property
     def pictures(self) -> dict[str, bytes]:
-        """PNG files of the confusion matrix and the mistakes, drawn once for all writers."""
+        """Content of PNG files by name, the confusion matrix and the mistakes; drawn once."""
         from fashion.report import figures
 
         drawn = {
@@ -164,7 +164,7 @@ class Evaluation:
         return {name: buffer.getvalue() for name, buffer in buffers.items()}
 
     def sentence(self, true: int, predicted: int) -> str:
-        """Describe a mistake, in the words of the deck where the classes are Fashion-MNIST's."""
+        """Describe a mistake in one sentence."""
         if self.is_fashion:
             return f"We thought it was {NOUNS[predicted]} but it was actually {NOUNS[true]}."
         return f"Predicted {self.classes[predicted]}, true class {self.classes[true]}."
@@ -202,7 +202,7 @@ def evaluate(
         classifier: in evaluation mode.
         data: a LightningDataModule with the ImageSets `val` and `test`, as FashionMNIST has.
         split: "val" or "test".
-        temperature: fitted on the validation split; that split itself is fitted here.
+        temperature: fitted on the validation split; ignored for "val", on which it is fitted here.
         tta: "hflip" also averages the predictions of each image and its horizontal flip.
 
     Raises:
@@ -234,8 +234,9 @@ def evaluate(
 def open_data(run: Run, root: Path | None = None) -> "LightningDataModule":
     """Return a run's data, verified; its `setup` is left to the caller.
 
-    Nothing is downloaded, because an untrusted configuration could name any folder. A relative
-    data.root is looked for in the current folder, then in those that contain the run.
+    Fashion-MNIST is not downloaded, because an untrusted configuration could name any folder; of
+    another LightningDataModule, `prepare_data` is called. A relative data.root is looked for in
+    the current folder, then in those that contain the run.
 
     Args:
         run: the run.
@@ -266,7 +267,7 @@ def open_data(run: Run, root: Path | None = None) -> "LightningDataModule":
 
 
 def summary(found: Mapping[str, Any], split: str) -> str:
-    """Return a line on accuracy, with its interval and epoch, and one on `hflip` if there is any.
+    """Return a line on accuracy, with its interval and epoch; another for `--tta hflip`, if known.
 
     Args:
         found: metrics.json's content.
@@ -321,7 +322,7 @@ def common_predictions(
     for run in runs:
         try:
             found[run] = run.predictions(split, tta)
-        except UserError as error:  # all at once: each is fixed by a command of its own
+        except UserError as error:  # report all of them: each needs another command
             errors.append(str(error))
     if errors:
         raise UserError("\n".join(errors))
@@ -358,7 +359,7 @@ def refuse_other_splits(runs: Sequence[Run], *, folds: bool = True) -> None:
 
 
 def fold(run: Run) -> int | None:
-    """Return which fold of its k-fold split a run validates on; None without k-fold."""
+    """Return the fold (from 0) that a run validates on; None without cross-validation."""
     if not OmegaConf.select(run.config, "data.folds"):
         return None
     return int(OmegaConf.select(run.config, "data.fold"))
@@ -368,7 +369,7 @@ def ensemble(runs: Sequence[Run], split: str, tta: str = "none") -> dict[str, An
     """Score the mean of several runs' probabilities, under the keys of metrics.json.
 
     Raises:
-        UserError: the runs did not predict the same images.
+        UserError: a run has no predictions, or the runs predicted different images.
     """
     if split == "val":
         refuse_other_splits(runs, folds=False)

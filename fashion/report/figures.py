@@ -1,4 +1,4 @@
-"""Figures for the report, TensorBoard, slides and README; drawn from numbers, no files.
+"""Figures for the report, TensorBoard, slides and README. Reads and writes no files.
 
 Each function returns a `matplotlib.figure.Figure` of its own; pyplot, with its global list of
 figures and its choice of a backend, is not used. A figure holds one chart, small enough to be read
@@ -35,13 +35,13 @@ DARK = {
         "dark errors", ["#161514", "#5a3020", "#a85c3b", "#f0895c", "#ffd9c6"]
     ),
 }
-# One hue from paper to nearly black: lightness alone orders the values, whatever colors one sees.
+# One hue from paper to nearly black: lightness orders the values, also for color-blind readers.
 ERRORS = LinearSegmentedColormap.from_list(
     "errors", [PAPER, "#f3c6b0", "#d9774f", ACCENT, "#571a06"]
 )
 GRAY = "gray_r"  # Matplotlib's color map of images: dark on light
 
-FEW = 4  # values of a parameter that stand side by side, whatever their distance
+FEW = 4  # up to so many distinct values are drawn as evenly spaced categories
 
 # One value per epoch; None or NaN where an epoch has none.
 Series = Sequence[int] | Sequence[float | None]
@@ -51,7 +51,7 @@ History = Mapping[str, Series]
 
 @contextmanager
 def dark() -> Iterator[None]:
-    """Draw figures in the colors of a dark page meanwhile."""
+    """Draw figures in the colors of a dark page within the block."""
     light = {name: globals()[name] for name in DARK}
     globals().update(DARK)
     try:
@@ -197,7 +197,7 @@ def baselines(
     Args:
         names: of the configurations.
         accuracies: 0..1, the highest first.
-        intervals: of the accuracies; None, of a single run, is drawn as a ring.
+        intervals: of the accuracies, 0..1; None, of a single run, is drawn as a ring.
         differences: of the rows, from the first: a text, and whether the difference is significant.
         title: of the differences' column.
     """
@@ -269,8 +269,8 @@ def gallery(
 ) -> Figure:
     """Draw images in rows, dark on light, each above its caption; of no images an empty figure.
 
-    All images are one, and all captions lie in one pair of axes, because axes of their own would
-    take most of a second to draw.
+    The images are joined into one and share a pair of axes with all captions: a pair of axes per
+    image would take most of a second to draw.
     """
     lines = [textwrap.fill(caption, wrap, break_on_hyphens=False) for caption in captions]
     # In pixels of the images, 20 per inch at 28 x 28.
@@ -342,7 +342,7 @@ def search_curves(curves: Sequence[tuple[Mapping[int, float], bool]]) -> Figure:
     """Draw validation accuracy per epoch of every trial; incomplete trials are faint.
 
     Args:
-        curves: per trial epoch -> accuracy, 0..1, and whether it is complete.
+        curves: per trial a mapping from epoch to accuracy, 0..1, and whether it is complete.
     """
     figure, axes = _chart(4.8, 3.4, "Validation accuracy by epoch")
     for curve, whole in sorted(curves, key=lambda pair: pair[1]):
@@ -430,11 +430,11 @@ def budget_curve(
 
     Args:
         runs: per number of epochs, each run's minutes and accuracy (0..1).
-        peers: published accuracies (0..1), drawn as lines: their minutes are of other machines.
+        peers: published accuracies (0..1), drawn as lines; their training times are not comparable.
     """
     figure, axes = _chart(7.2, 4.4, "Accuracy against minutes of training")
     epochs = sorted(runs)
-    # The median: a run that the machine paused does not count.
+    # The median of the minutes: one run on a machine that was suspended does not change it.
     middle = np.array(
         [
             (
@@ -483,8 +483,9 @@ def accuracy_lines(
     """Draw a line per network: mean accuracy (0..1) with its interval, if it has one.
 
     Args:
-        lines: per network, in the order of their accuracy, (mean, low, high) by a number.
-        label: of the numbers, whose axis is logarithmic.
+        lines: per network, in the order of accuracy, a mapping from a number, such as that of
+            training images, to (mean, low, high); low and high are None for a single run.
+        label: of the axis of the numbers, which is logarithmic.
     """
     figure, axes = _chart(7.2, 4.4, "Validation accuracy")
     shades = np.linspace(0.35, 1, len(lines))
@@ -557,17 +558,20 @@ def _floats(values: Series) -> Float[np.ndarray, " n"]:
 
 
 class PredictedPhoto(NamedTuple):
-    """A photo, and what a network makes of it."""
+    """A photo and a network's prediction for it."""
 
     name: str
     photo: Image  # RGB
     image: UInt8[np.ndarray, "28 28"]  # the photo in the dataset's format
-    likeliest: Mapping[str, float]  # the same number of classes for each, the likeliest first
+    likeliest: Mapping[str, float]  # class -> probability, the most probable first
     remarks: Sequence[str]  # sentences
 
 
 def predicted_photos(photos: Sequence[PredictedPhoto]) -> Figure:
-    """Draw a row per photo: the photo, what the network sees of it, the most probable classes."""
+    """Draw a row per photo: the photo, the network's input, the most probable classes.
+
+    All photos must have the same number of classes.
+    """
     head, row = 0.45, 2.0  # inches
     height = head + row * len(photos)
     figure = Figure(figsize=(7.6, height), facecolor=PAPER)

@@ -1,4 +1,4 @@
-"""Metrics of one set of predictions, and how they are written as text. No files, no torch.
+"""Metrics of one set of predictions, and their formatting. No files, no torch.
 
 `labels` are the true classes (n,), and the rows of `probabilities` (n, C) sum to 1. The predicted
 class is that of the highest probability, the first one among equals. Intervals are 95 %.
@@ -81,7 +81,7 @@ def percent_range(interval: Interval | tuple[float, float], digits: int = 1) -> 
 
 
 def user_metrics(metrics: Mapping[str, Any], split: str) -> dict[str, float]:
-    """Return the user's own metrics of a split in metrics.json, by name."""
+    """Return the metrics of a split that the user has configured (`metrics.NAME`), by name."""
     names = {key.removeprefix(f"{split}/"): key for key in metrics if key.startswith(f"{split}/")}
     return {
         name: metrics[key]
@@ -91,7 +91,7 @@ def user_metrics(metrics: Mapping[str, Any], split: str) -> dict[str, float]:
 
 
 def epoch_metrics(history: Mapping[str, Sequence[float]], epoch: int) -> dict[str, float]:
-    """Return the user's own validation metrics after an epoch, from 1, with metrics.json's keys."""
+    """Return the user's validation metrics of an epoch (from 1), with metrics.json's keys."""
     if epoch not in history.get("epoch", ()):
         return {}
     position = list(history["epoch"]).index(epoch)
@@ -191,8 +191,8 @@ def confused_pairs(counts: Int[np.ndarray, "classes classes"]) -> list[ConfusedP
 def fit_temperature(labels: Labels, probabilities: Probabilities) -> float:
     """Return the temperature that maximizes the labels' likelihood (Guo et al. 2017), to 5 digits.
 
-    Searched in 0.01..100, and near an end where no finite one is best (every prediction correct);
-    1 where no temperature is better than the unchanged probabilities.
+    It is searched in 0.01..100; where no finite one is best (every prediction correct), it is near
+    an end of that range. 1 if no temperature is better than the unchanged probabilities.
     """
     logarithm = _logarithm(probabilities)
 
@@ -221,8 +221,8 @@ def reliability(labels: Labels, probabilities: Probabilities, bins: int = BINS) 
 def suspicious_labels(labels: Labels, probabilities: Probabilities) -> Int[np.ndarray, " suspects"]:
     """Return positions of images whose label may be wrong, the widest probability gap first.
 
-    An image counts if it is predicted as another class with at least the mean confidence in that
-    class over the images labeled so: the thresholds of confident learning (Northcutt, Jiang &
+    An image counts if it is predicted as another class with at least the mean probability of that
+    class over the images with its label: the thresholds of confident learning (Northcutt, Jiang &
     Chuang 2021), which adapt to an overconfident model.
     """
     usual = np.full(probabilities.shape[1], np.inf)
@@ -235,7 +235,7 @@ def suspicious_labels(labels: Labels, probabilities: Probabilities) -> Int[np.nd
 
 
 def _logarithm(probabilities: Probabilities) -> Float[np.ndarray, "n classes"]:
-    """In double precision, and finite: 0 counts as float32's smallest normal number."""
+    """Return logarithms in float64; 0 counts as float32's smallest normal number."""
     floor = np.finfo(np.float32).tiny
     logarithm: np.ndarray = np.log(np.maximum(probabilities, floor, dtype=np.float64))
     return logarithm

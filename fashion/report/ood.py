@@ -1,16 +1,17 @@
 """Out-of-distribution detection: which images are unlike a run's validation images, and how.
 
-Two scores, each minus a log density or a difference of two, by Gaussian densities of each class:
+Two scores, from mixtures of one Gaussian per class that are fitted on training images:
 
-unusual   of the penultimate features; the Mahalanobis distance of Lee et al. (2018), "A Simple
-          Unified Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks",
-          with a covariance per class
-turned    of the pixels: how much likelier the image would be upside down or on its side
+unusual   minus the log density of the penultimate features, as the Mahalanobis distance of Lee et
+          al. (2018), "A Simple Unified Framework for Detecting Out-of-Distribution Samples and
+          Adversarial Attacks", but with a covariance per class
+turned    log density of the pixels of the image upside down or on its side, whichever is higher,
+          minus that of the image as it is
 
-Densities are fitted on training images. On the validation images each score becomes a tail: the
-fraction of them that score higher. An image is unlike them if the lower of its two tails is below
-the threshold that marks `FALSE_ALARMS` of the validation images, faint ones included.
-Nothing is stored: a fit takes a few seconds.
+A score becomes a tail: the fraction of the validation images with at least that score. An image is
+unlike them if the lower of its two tails is below a threshold, which is such that `FALSE_ALARMS` of
+the validation images are, counting all faint ones (`is_faint`). Nothing is stored: a fit takes a
+few seconds.
 """
 
 from typing import Literal
@@ -37,7 +38,7 @@ KINDS: tuple[Kind, ...] = ("unusual", "turned")
 
 
 class Detector:
-    """Tells images that are unlike the validation images.
+    """Detects images that are unlike the validation images.
 
     Args:
         classifier: in evaluation mode.
@@ -96,8 +97,12 @@ class Detector:
 class ClassDensity:
     """A Gaussian for each class, over the principal components of all vectors.
 
-    A class's covariance is shrunk toward the mean covariance of the classes, as if that had been
-    seen in as many images as there are components.
+    A class's covariance is shrunk toward the pooled covariance of all classes, which has the weight
+    of as many images as there are components.
+
+    Args:
+        vectors: to fit on.
+        labels: their classes.
     """
 
     def __init__(
@@ -126,7 +131,7 @@ class ClassDensity:
         ]
 
     def __call__(self, vectors: Float[np.ndarray, "m features"]) -> Float[np.ndarray, " m"]:
-        """Return the log density of vectors, but for a constant."""
+        """Return the log density of vectors, up to an additive constant."""
         projected = (vectors - self._mean) @ self._axes
         terms = [
             share
@@ -139,6 +144,6 @@ class ClassDensity:
 
 
 def _pixels(images: UInt8[np.ndarray, "n 28 28"]) -> Float[np.ndarray, "n 196"]:
-    """Return images at half their resolution, a row each."""
+    """Return the pixels of images at half their resolution, one row per image."""
     halved: np.ndarray = images.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4))
     return halved.reshape(len(images), -1)

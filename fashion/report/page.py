@@ -1,4 +1,4 @@
-"""HTML pages: Jinja2 templates in templates/, rendered to files that load nothing from anywhere.
+"""HTML pages: Jinja2 templates in templates/, rendered to self-contained files.
 
 base.html is the layout of every page, macros.html holds shared pieces, page.css the style. Values
 are escaped automatically; the content-security policy allows this style sheet, the page's script
@@ -32,14 +32,14 @@ from fashion.runs.files import atomic_write
 from fashion.runs.run import Run
 
 TEMPLATES = Path(__file__).parent / "templates"
-GOOD_ENOUGH = 0.9  # accuracy from which a model's disagreement with a label is listed
-SHOWN = 1000  # mistakes
+GOOD_ENOUGH = 0.9  # least accuracy of a model for which suspicious labels are listed
+SHOWN = 1000  # largest number of mistakes on a page
 HEATS = 7  # shades of an error in page.css
 FILES = {"val": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
 
 
 def render(template_name: str, **context: Any) -> str:
-    """Render a template of templates/; a name that it uses and `context` lacks is an error."""
+    """Render a template of templates/; a variable that `context` lacks is an error."""
     return _environment().get_template(template_name).render(context)
 
 
@@ -67,7 +67,7 @@ def _environment() -> jinja2.Environment:
 
 
 def svg(figure: Figure, alternative: str) -> Markup:
-    """Return a figure as inline SVG that follows the page's colors, fonts and policy.
+    """Return a figure as inline SVG with the page's colors and fonts, allowed by its policy.
 
     Args:
         figure: drawn in the colors of `figures`.
@@ -95,12 +95,12 @@ def _attributes(style: str) -> str:
 
 
 def _thin(text: str) -> str:
-    """Replace the space before a per-cent sign by a narrow one that does not break."""
+    """Replace the space before a per-cent sign by a narrow no-break space."""
     return text.replace(" %", "\u202f%")
 
 
 def _png(pixels: UInt8[np.ndarray, "height width"]) -> str:
-    """Return an image as a data address."""
+    """Return an image as a data URL."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -116,7 +116,7 @@ def _hash(text: str) -> str:
 def write_report(run: Run, evaluation: Evaluation) -> Path:
     """Write a finished run's page and figures for one split into its folder; return the page.
 
-    They are report.html and figures/NAME.png; with the suffix "-test" where a run that has a
+    They are report.html and figures/NAME.png; their names end with "-test" if a run that has a
     validation split is evaluated on the test set.
     """
     suffix = "-test" if evaluation.split == "test" and run.validates else ""
@@ -144,15 +144,15 @@ def report(
     history: figures.History,
     epoch_chosen: bool,
 ) -> str:
-    """Return the page of one run on one split.
+    """Return the HTML page of one run on one split.
 
     Args:
         evaluation: of at least one image.
         name: of the run; the page's title.
         run_metrics: metrics.json; what is missing there is missing in the page.
         configuration: as YAML.
-        history: of the training; empty where nothing was recorded.
-        epoch_chosen: by accuracy on the validation split; otherwise it is the last.
+        history: of the training; may be empty.
+        epoch_chosen: whether validation chose the reported epoch; otherwise it is the last.
     """
     labels = evaluation.labels
     best_epoch = run_metrics.get("best_epoch")
@@ -237,7 +237,7 @@ def _curves(history: figures.History, best_epoch: int | None) -> list[Markup]:
 
 
 def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Return the mistakes shown; the first of each kind is the target of the matrix' link."""
+    """Return the mistakes shown; the confusion matrix links to the first of each cell."""
     cards: list[dict[str, Any]] = []
     seen = set()
     for index in evaluation.mistakes[:SHOWN].tolist():
@@ -293,7 +293,7 @@ def _facts(run_metrics: Mapping[str, Any]) -> dict[str, str]:
 
 
 def conclusions(evaluation: Evaluation) -> list[str]:
-    """Return what the numbers say, in a few plain sentences."""
+    """Summarize an evaluation in a few sentences."""
     classes = evaluation.classes
     predicted = np.unique(evaluation.predicted)
     if len(predicted) == 1 < len(np.unique(evaluation.labels)):

@@ -1,7 +1,7 @@
 """Figures for slides: 16:9, PNG and SVG, on a light and on a dark background.
 
-Of a run, of a comparison of runs, and of predictions for photos. Every figure carries a title and
-the result that it belongs to, and overwrites nothing without `force`.
+Of a run, of a comparison of runs, and of predictions for photos. Every figure has a title and the
+result that it belongs to. No file is overwritten without `force`.
 """
 
 import warnings
@@ -20,7 +20,7 @@ from fashion.report.table import Table, difference_text
 from fashion.runs.files import atomic_write, refuse_existing
 from fashion.runs.run import Run
 
-SIZE = (20 / 3, 3.75)  # inches; a slide is twice as large, and so is its text: 6 pt become 12 pt
+SIZE = (20 / 3, 3.75)  # inches, half of a slide's: text of 6 pt has 12 pt on the slide
 DPI = 288  # 1920 x 1080 pixels
 NAMES = ("accuracy", "loss", "confusion_matrix", "classes", "mistakes", "calibration")
 GROUPS = 8  # rows of a comparison that a slide shows
@@ -38,11 +38,11 @@ def write_run(run: Run, evaluation: Evaluation, folder: Path, *, force: bool) ->
     Args:
         run: finished.
         evaluation: of its reported checkpoint.
-        folder: is made if need be; gets NAME-THEME.png and .svg for each figure.
+        folder: created if missing; NAME-THEME.png and .svg are written for each figure.
         force: whether to overwrite files.
 
     Raises:
-        UserError: a file exists and `force` does not allow to overwrite it.
+        UserError: a file exists and `force` is false.
     """
     _write(folder, NAMES, lambda: _of_run(run, evaluation), force=force)
 

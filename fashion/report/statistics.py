@@ -16,6 +16,8 @@ Probabilities = Float32[np.ndarray, "n classes"]
 
 
 class Interval(NamedTuple):
+    """A 95 % confidence interval."""
+
     low: float
     high: float
 
@@ -65,7 +67,7 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Return the two-sided p-value of Welch's t-test (1947) between two groups' accuracies.
 
     Each group is a sample of seeds, evaluated on the same images, so that the conclusion is about
-    these images. None for a group of one value; 1 or 0 where neither group varies.
+    these images. None if a group has one value; if neither group varies, 1 for equal means, else 0.
     """
     if min(len(first), len(second)) < 2:  # noqa: PLR2004 - a variance needs two values
         return None
@@ -79,8 +81,8 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
 def mcnemar(labels: Labels, first: Probabilities, second: Probabilities) -> float:
     """Return the exact two-sided p-value of McNemar's test (1947) between two single runs.
 
-    Of the images that exactly one of two equally accurate runs classifies correctly, half would be
-    the first run's (binomial test).
+    It considers the images that exactly one of the runs classifies correctly: if both runs are
+    equally accurate, the first is expected to be correct on half of them (binomial test).
     """
     first_hits, second_hits = (run.argmax(axis=1) == labels for run in (first, second))
     first_only = int((first_hits & ~second_hits).sum())
@@ -97,7 +99,7 @@ def bootstrap_difference(
     *,
     draws: int = 20_000,
 ) -> Difference:
-    """Estimate the difference between two groups' mean accuracies: see `bootstrap_contrast`."""
+    """Estimate the first group's mean accuracy minus the second's: see `bootstrap_contrast`."""
     return bootstrap_contrast(labels, [first, second], [1, -1], draws=draws)
 
 

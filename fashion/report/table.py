@@ -28,7 +28,7 @@ from fashion.report.statistics import (
 )
 from fashion.runs.run import Predictions, Run, listed
 
-# What runs of one group may differ in; `data.fold` is added for runs of a k-fold split.
+# Keys in which runs of a group may differ; `data.fold` is added for cross-validation.
 NOT_THE_GROUP = (*METADATA_KEYS, "hydra", "seed", "test")
 
 OVER_SEEDS = "bootstrap over seeds and images"
@@ -37,15 +37,15 @@ SIGNIFICANT = 0.05  # of p-values after Holm's correction
 
 
 class Group(NamedTuple):
-    """Runs that differ in seed or fold alone; of k-fold runs, each seed's folds are joined."""
+    """Runs that differ in seed or fold alone; the folds of a seed are concatenated."""
 
     name: str
     runs: list[Run]
     labels: Int64[np.ndarray, " n"]
     probabilities: Float32[np.ndarray, "seeds n classes"]
     accuracies: list[float]  # 0..1, per seed, or per fold
-    folds: int = 0  # 0 where the values are of seeds
-    all_folds: bool = False
+    folds: int = 0  # number of folds; 0 if `accuracies` are per seed
+    all_folds: bool = False  # whether every fold of the split has a run
 
 
 class Row(NamedTuple):
@@ -60,8 +60,8 @@ class Row(NamedTuple):
     maximum: float
     parameters: int
     minutes: float  # of the training alone, mean
-    out_of_fold: float | None  # accuracy over all images, where all folds are there
-    metrics: dict[str, float]  # the user's own, means
+    out_of_fold: float | None  # accuracy over all images; None unless every fold has a run
+    metrics: dict[str, float]  # the user's own (`metrics.NAME`), means
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -87,7 +87,7 @@ class Comparison(NamedTuple):
 
 
 class Table(NamedTuple):
-    """What `compare` returns."""
+    """The result of `compare`."""
 
     split: str
     tta: str
@@ -249,7 +249,7 @@ def _configuration(run: Run) -> dict[str, str]:
 
 
 def _names(configurations: list[dict[str, str]], members: list[list[Run]]) -> list[str]:
-    """Return the runs' `name`; where groups share one, with the keys that differ."""
+    """Return the groups' names: the runs' `name`, and if groups share it, the keys that differ."""
     titles = [
         ", ".join(sorted({str(OmegaConf.select(run.config, "name")) for run in runs}))
         for runs in members
@@ -298,7 +298,7 @@ def _row(group: Group, split: str) -> Row:
 
 
 def _accuracy(group: Group) -> float:
-    """Mean over all seeds and images."""
+    """Return the mean accuracy over all seeds and images, 0..1."""
     return float((group.probabilities.argmax(axis=2) == group.labels).mean())
 
 
@@ -383,7 +383,7 @@ def _notes_on_comparisons(
 
 
 def cells(table: Table) -> list[tuple[list[str], list[list[str]]]]:
-    """Return the table, and that of differences if there are any, as header and rows of text."""
+    """Return the table and, if there are differences, theirs; each as (header, rows) of text."""
     own = list(dict.fromkeys(name for row in table.rows for name in row.metrics))
     tta = "" if table.tta == "none" else f" ({table.tta})"
     accuracy = f"{table.split} accuracy{tta}, %"
@@ -458,7 +458,7 @@ def _aligned(header: list[str], rows: list[list[str]]) -> str:
 
 
 def render_csv(table: Table) -> str:
-    """Return one line per group; the baseline's comparison with itself is empty."""
+    """Return one line per group; the columns of differences are empty for the baseline."""
     shared = {key: getattr(table, key) for key in ("split", "tta", "images", "baseline")}
     fields = [f"minus_baseline_{field}" for field in Comparison._fields[1:]]
     against = {each.name: dict(zip(fields, each[1:], strict=True)) for each in table.comparisons}

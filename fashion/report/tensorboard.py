@@ -1,6 +1,6 @@
 """TensorBoard beside the curves: HPARAMS, graph, images, PR curves, projector.
 
-Written once, from the reported checkpoint: per epoch it would cost more than it shows.
+Written once, from the reported checkpoint, because writing it every epoch takes too long.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ FIRST = {
     "name": "Model",
     "optimizer.lr": "Learning rate",
 }
-# Sections and keys beside those; the parts of names that go without saying are left out.
+# Other sections and keys that are shown, without the prefixes model.network. and optimizer.
 VARIED = (
     *("model.network", "optimizer", "scheduler", "augmentation", "loss"),
     *("trainer.precision", "seed"),
@@ -42,7 +42,7 @@ REPORTED = "values_reported"
 
 
 def write_results(fit: Fit, metrics: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> None:
-    """Write everything, if the run has a TensorBoard logger.
+    """Write all of this module's content, if the run has a TensorBoard logger.
 
     Args:
         fit: the finished training.
@@ -52,7 +52,7 @@ def write_results(fit: Fit, metrics: Mapping[str, Any], evaluations: Sequence[Ev
     logger = fit.tensorboard
     if logger is None:
         return
-    # After the last checkpoint's step: a run killed here and resumed does not write this twice.
+    # After the last checkpoint's step: if the run is killed here, EventLogger drops this on resume.
     step = fit.trainer.global_step + 1
     shown = [name for name in OWN if not name.endswith(("_low", "_high"))]
     reported = {
@@ -83,7 +83,7 @@ def write_results(fit: Fit, metrics: Mapping[str, Any], evaluations: Sequence[Ev
 
 
 def hyperparameters(config: DictConfig) -> dict[str, Any]:
-    """Return what people vary, as flat keys: no classes, nothing that is off or bookkeeping."""
+    """Return the hyperparameters as flat keys, without `_target_` and values that are off."""
     nodes = dict(walk(OmegaConf.to_container(config)))
     found: dict[str, Any] = {name: nodes[key] for key, name in FIRST.items() if key in nodes}
     found["Optimizer"] = str(nodes["optimizer._target_"]).rpartition(".")[2]
@@ -107,7 +107,7 @@ def hyperparameters(config: DictConfig) -> dict[str, Any]:
 def write_graph(writer: SummaryWriter, network: nn.Module) -> None:
     """Write the network's graph; if it cannot be traced, torch prints why and there is none."""
     with warnings.catch_warnings(), contextlib.suppress(RuntimeError):
-        # torch's writer traces by deprecated functions, and tracing warns of looks at a shape.
+        # torch's writer traces by deprecated functions, and tracing warns about checks of shapes.
         warnings.simplefilter("ignore")
         writer.add_graph(network, torch.zeros(1, 1, 28, 28))
     writer.flush()
@@ -126,11 +126,11 @@ def write_training_images(writer: SummaryWriter, step: int, data: FashionMNIST) 
 def write_evaluation(
     writer: SummaryWriter, step: int, classifier: Classifier, evaluation: Evaluation
 ) -> None:
-    """Write a split's confusion matrix, mistakes, PR curves; validation's penultimate features.
+    """Write a split's confusion matrix, mistakes and PR curves; for "val" also the projector.
 
     Args:
-        writer: into the run's folder.
-        step: of the training, under which TensorBoard shows all of it.
+        writer: of the run's folder.
+        step: global step under which everything is written.
         classifier: in evaluation mode, on the CPU.
         evaluation: of the classifier.
     """

@@ -1,1 +1,1 @@
-"""Run folders: written, resumed, read with suspicion."""
+"""Run folders: writing, resuming, and safe reading of untrusted ones."""

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing of files, and protection of existing ones."""
 
 import contextlib
 import os
@@ -14,10 +14,10 @@ SCRATCH = ".fashion-tmp"  # suffix of a file that is being written
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes `path`'s place once it is whole, or leaves nothing behind.
+    """Open a temporary file that replaces `path` at the end of the block, unless the block raises.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: `path` cannot be written.
     """
     scratch = None
     try:
@@ -46,9 +46,9 @@ def _umask() -> int:
 
 
 def refuse_existing(paths: Iterable[Path | None], *, force: bool) -> None:
-    """Raise UserError if an output file of a command exists and `force` does not allow that.
+    """Raise UserError if an output file of a command exists and `force` is false.
 
-    What is no plain file, such as /dev/null, or is named twice, is never overwritten.
+    A path that is no plain file, such as /dev/null, or that is named twice is always refused.
     """
     named = set()
     for path in filter(None, paths):

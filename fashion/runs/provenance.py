@@ -1,4 +1,4 @@
-"""What a number needs to be made again: versions, machine and commit."""
+"""Provenance of results: package versions, machine and commit."""
 
 import importlib.metadata
 import os
@@ -13,8 +13,8 @@ PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "
 def provenance() -> dict[str, Any]:
     """Return versions, machine, commit and whether the checkout was clean.
 
-    The last two are None where git cannot tell. The machine's cores are those that torch may use,
-    of those there are.
+    The last two are None outside a git checkout. `machine` gives torch's number of threads and the
+    machine's number of cores.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Continuing a run: by its own configuration, with what may be changed in it. Imports no torch."""
+"""Resuming a run by its own configuration; few keys may be changed. Imports no torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,16 +20,16 @@ EPOCHS = "trainer.max_epochs"
 def to_resume(config: DictConfig, overrides: Sequence[str]) -> tuple[Run, DictConfig, list[str]]:
     """Return the run that `resume` names, the configuration to continue with, and remarks.
 
-    That is the run's own, with the overrides that may change it: keys that do not affect the
-    result, and more epochs. Keys that were added since the run was made take their defaults.
+    The configuration is the run's own, with the overrides that are allowed: keys that do not affect
+    the result, and more epochs. Top-level keys that are newer than the run take their defaults.
 
     Args:
         config: as Hydra composed it from the command line.
         overrides: the command line's.
 
     Raises:
-        UserError: there is no such run, an override contradicts its configuration, or it names
-            classes that need `trust=true`.
+        UserError: there is no such run, an override contradicts its configuration, more epochs
+            cannot be added, or it names classes that need `trust=true`.
     """
     run = Run.open(Path(config.resume).expanduser(), trust=config.trust)
     own: Any = OmegaConf.to_container(run.config)
@@ -64,13 +64,13 @@ def to_resume(config: DictConfig, overrides: Sequence[str]) -> tuple[Run, DictCo
                 f"{run.folder} is finished: it stopped early, after {epochs} epochs, so that more "
                 "of them would not be used."
             )
-        # Now, because a run that has been started is unfinished.
+        # Read it now: starting the run deletes its results.
         untrusted.read_checkpoint(run.last_checkpoint)
     return run, merged, added
 
 
 def _with_defaults(own: DictConfig, composed: DictConfig) -> tuple[DictConfig, list[str]]:
-    """Return a run's configuration with top-level keys that it lacks, and a remark for each."""
+    """Return a run's configuration with missing top-level keys added, and a remark for each."""
     merged, remarks = own.copy(), []
     for key, value in OmegaConf.to_container(composed, resolve=True).items():  # type: ignore[union-attr]
         if key not in merged and key in schema.SETTINGS:
@@ -80,7 +80,7 @@ def _with_defaults(own: DictConfig, composed: DictConfig) -> tuple[DictConfig, l
 
 
 def refuse_another(run: Run, config: DictConfig) -> None:
-    """Raises UserError: `run` is of another configuration, or cannot get more epochs."""
+    """Raise UserError if `run` has another configuration, or cannot be given more epochs."""
     before, now = (OmegaConf.select(each, EPOCHS) for each in (run.config, config))
     same = without_metadata(_with_defaults(run.config, config)[0], EPOCHS) == without_metadata(
         config, EPOCHS
@@ -99,7 +99,7 @@ def refuse_another(run: Run, config: DictConfig) -> None:
 
 
 def _planned(config: DictConfig) -> str | None:
-    """Return what makes a training's first epochs depend on their total number; None: nothing."""
+    """Return the setting by which the first epochs depend on the number of epochs, or None."""
     if (schedule := OmegaConf.select(config, "optimizer.schedule")) not in (None, "constant"):
         return f"optimizer.schedule = {schedule}"
     if warmup := OmegaConf.select(config, "optimizer.warmup"):

@@ -1,4 +1,4 @@
-"""A run folder: every file of it is written and read here. Imports no torch.
+"""A run folder: its files, locking, writing and reading. Imports no torch.
 
 .hydra/              the configuration, as Hydra writes it
 checkpoints/         best.ckpt, last.ckpt
@@ -33,7 +33,7 @@ from fashion.runs.files import SCRATCH, atomic_write
 
 # Test-time augmentation: predictions of each image, or the mean over it and its horizontal flip.
 TTA = ("none", "hflip")
-# Files of a finished run, about the checkpoint that it reports.
+# Results of a finished run, deleted when it is continued.
 REPORTED = (
     "metrics.json",
     *(f"{split}{tta}.npz" for split in ("val", "test") for tta in ("", "_hflip")),
@@ -56,7 +56,7 @@ class Predictions(NamedTuple):
 
 
 class Run:
-    """A run folder by its path; nothing is read before it is asked for.
+    """A run folder; creating the object reads nothing.
 
     Args:
         folder: the path.
@@ -115,7 +115,7 @@ class Run:
 
     @property
     def epoch_chosen(self) -> bool:
-        """Whether validation chose the reported epoch; otherwise it is the last one."""
+        """Whether the reported epoch is the best on validation; otherwise it is the last one."""
         return self.validates and self.config.get("checkpoint") != "last"
 
     @property
@@ -149,11 +149,11 @@ class Run:
 
         Args:
             key: dotted, such as "model.network".
-            command: what a person types who trusts the run.
+            command: to suggest in the message to a user who trusts the run.
 
         Raises:
-            UserError: it is missing, names a class that is not on the allow-list and the run is
-                not trusted, or holds what its class does not allow.
+            UserError: it is missing, it names a class that is not on the allow-list and the run
+                is not trusted, or its values are not valid for its class.
         """
         from fashion.config import check
 
@@ -171,11 +171,12 @@ class Run:
 
     @property
     def finished(self) -> bool:
+        """Whether the run has ended and its metrics.json is written."""
         return (self.folder / "metrics.json").is_file()
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """The content of metrics.json; a key that it lacks raises UserError, `get` apart.
+        """The content of metrics.json; indexing it with a missing key raises UserError.
 
         Raises:
             UserError: the run is unfinished, or the file is broken.
@@ -184,7 +185,7 @@ class Run:
 
     @property
     def history(self) -> dict[str, list[float]]:
-        """Columns of history.csv, a value per epoch, NaN where there is none; empty without.
+        """Columns of history.csv, one value or NaN per epoch; empty if there is no file.
 
         Raises:
             UserError: the file is broken.
@@ -205,7 +206,7 @@ class Run:
             raise UserError(f"{path} cannot be read: {untrusted.reason(error)}") from error
 
     def update_metrics(self, new: dict[str, Any]) -> None:
-        """Add to metrics.json, or begin it: from then on the run counts as finished."""
+        """Add to metrics.json, or create it, which makes the run finished."""
         metrics = (self.metrics if self.finished else {}) | new
         self.write_text("metrics.json", json.dumps(metrics, indent=2) + "\n")
 
@@ -256,7 +257,7 @@ class Run:
 
     @property
     def is_locked(self) -> bool:
-        """Whether a process that is alive writes the folder at this moment."""
+        """Whether a running process holds the folder's lock."""
         if not (self.folder / ".lock").exists():
             return False
         try:
@@ -267,7 +268,7 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Lock the folder, which is made if need be, for this process's writing alone.
+        """Lock the folder, created if missing, so that only this process writes it.
 
         The system releases the lock when the process ends, however it ends. Locks of one object
         may be nested.
@@ -309,9 +310,10 @@ class Run:
         """Lock the folder and put the configuration into it.
 
         Args:
-            config: the run's; of an unfinished run, its own but for more epochs.
+            config: the run's; to continue one, its own, in which only the number of epochs may
+                be larger and metadata keys may differ.
             hydra: how Hydra's command line made the configuration, if it did.
-            extend: whether a finished run may continue, and is unfinished until it has.
+            extend: whether a finished run may be continued; its results are deleted first.
 
         Raises:
             UserError: the folder cannot be written, another process has locked it, or it holds
@@ -329,19 +331,19 @@ class Run:
                 self._begin(config, hydra)
                 yield
             except Exception:
-                # Refused before it began: what is left would pass for an unfinished run.
+                # Nothing was trained: without this the folder would look like an unfinished run.
                 if {path.name for path in self.folder.iterdir()} <= {".hydra", ".lock"}:
                     self.discard()
                 raise
 
     @contextlib.contextmanager
     def join(self, config: DictConfig) -> Iterator["Run"]:
-        """Take part in a run that another process starts with this configuration."""
+        """Join a run, without locking it, that another process of the same training starts."""
         self.config = config  # the file may not have been written yet
         yield self
 
     def _refuse_other_files(self) -> None:
-        """Raises UserError: the folder holds files and is no run, so that they are not ours."""
+        """Raise UserError if the folder holds files but is no run."""
         if self._config_file.is_file() or not self.folder.is_dir():
             return
         if others := sorted(path.name for path in self.folder.iterdir() if path.name != ".lock"):
@@ -357,7 +359,7 @@ class Run:
             self.write_text(".hydra/overrides.yaml", OmegaConf.to_yaml(hydra.overrides.task))
         self.write_text(".hydra/config.yaml", OmegaConf.to_yaml(config, resolve=True))
         vars(self).pop("config", None)  # what was read before
-        for name in REPORTED:  # about an end that is none now
+        for name in REPORTED:  # results of an earlier end
             (self.folder / name).unlink(missing_ok=True)
         for scratch in self.folder.rglob(f".*{SCRATCH}"):  # of a process that was killed
             scratch.unlink()
@@ -376,7 +378,7 @@ class Run:
 
     @property
     def resume_command(self) -> str:
-        """What a person types to continue it, whatever the folder is called."""
+        """The command that continues the run, quoted for Hydra and for the shell."""
         folder = str(self.folder)
         if not re.fullmatch(r"[\w/.-]+", folder):  # a comma alone would make a grid of it
             folder = '"' + folder.replace('"', r"\"") + '"'
@@ -385,12 +387,12 @@ class Run:
         return shlex.join(["python", "-m", "fashion.train", f"resume={folder}", *trust])
 
     def same_configuration(self, config: DictConfig) -> bool:
-        """Whether this run was made with `config`, metadata apart."""
+        """Return whether this run has the configuration `config`, except for metadata keys."""
         return bool(without_metadata(self.config) == without_metadata(config))
 
 
 def without_metadata(config: DictConfig, *besides: str) -> dict[str, Any]:
-    """Return a configuration as plain values, with None for what does not affect the result."""
+    """Return a configuration as plain values, with `METADATA_KEYS` and `besides` set to None."""
     config = config.copy()
     OmegaConf.resolve(config)
     for key in (*METADATA_KEYS, *besides):
@@ -403,7 +405,7 @@ def _predictions_file(split: str, tta: str) -> str:
 
 
 def listed(runs: Iterable[Run], key: str | None = None) -> str:
-    """Return a line per run, with the value of `key` in its configuration."""
+    """Return one line per run: its folder and the value of `key` in its configuration."""
     return "\n".join(
         f"  {run.folder}" + (f"  {key}={OmegaConf.select(run.config, key)}" if key else "")
         for run in runs

@@ -1,7 +1,7 @@
-"""Reading run folders that somebody else may have made: nothing in them runs code.
+"""Reading untrusted run folders: nothing in them runs code.
 
 A run folder names the classes that build it. Only those of an allow-list are built, unless the
-reader says `--trust` (for a resumed training: `trust=true`). Files are read as data: bounded in
+user gives `--trust` (for a resumed training: `trust=true`). Files are read as data: bounded in
 size, without links out of the folder, without references to the environment, without pickles.
 """
 
@@ -20,12 +20,12 @@ from omegaconf.errors import OmegaConfBaseException
 from fashion.config import is_ours, sections, signature
 from fashion.errors import UserError
 
-LARGEST_TEXT = 2**17  # bytes; what a run writes has a few thousand
+LARGEST_TEXT = 2**17  # bytes; a run's files have a few thousand
 LARGEST_NUMBER = 1e18
-MISSING = (None, "images_per_second")  # of a run without a whole epoch
-DEEPEST = 50  # levels; what a run writes has five
-# One capitalized name after a fixed module: no path can lead on through its attributes. None of
-# these classes writes a file or loads one.
+MISSING = (None, "images_per_second")  # null is allowed: no epoch was completed
+DEEPEST = 50  # levels; a run's configuration has five
+# A fixed module and one capitalized name, so that no attribute of a class can be named. None of
+# these classes writes or loads a file.
 ALLOWED = re.compile(
     r"lightning\.pytorch\.Trainer"
     r"|lightning\.pytorch\.callbacks\.(EarlyStopping|LearningRateMonitor|RichProgressBar"
@@ -41,8 +41,8 @@ def refuse_foreign(config: dict[str, Any], command: str) -> None:
     """Refuse sections whose `_target_` is not on the allow-list; nothing is imported.
 
     Args:
-        config: what is about to be built.
-        command: what a person types who trusts it.
+        config: the sections that are about to be built.
+        command: to suggest in the message to a user who trusts them.
 
     Raises:
         UserError: naming the class and the command.
@@ -69,7 +69,7 @@ def foreign_targets(config: dict[str, Any]) -> list[str]:
 def refuse_links(folder: Path) -> None:
     """Refuse links out of the folder: any file could be read into a report, or overwritten.
 
-    wandb links a log of its own, outside, in each of its folders; nothing here opens that one.
+    A link that wandb makes to its own log is allowed; nothing here opens it.
 
     Raises:
         UserError: a file in `folder` is a link to somewhere else.
@@ -129,7 +129,7 @@ def read_config(path: Path) -> DictConfig:
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """Read metrics.json; asking the result for a key that it lacks raises UserError.
+    """Read metrics.json; indexing the result with a missing key raises UserError.
 
     Raises:
         UserError: the run is unfinished, or the file is broken.
@@ -156,7 +156,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
 
 class _Metrics(dict[str, Any]):
-    """The content of metrics.json; a missing key is the file's error, not the program's."""
+    """The content of metrics.json; indexing it with a missing key raises UserError."""
 
     def __init__(self, path: Path, content: dict[str, Any]) -> None:
         super().__init__(content)
@@ -179,7 +179,7 @@ def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        UserError: it is broken, or its header does not say what it holds.
+        UserError: it is broken, compressed, or its header does not fit its content.
     """
     try:
         with open_file(path) as file, zipfile.ZipFile(file) as archive:
@@ -230,10 +230,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _refuse_damage(file: IO[bytes]) -> None:
-    """Check the sums, which torch does not, and refuse what expands without end.
+    """Verify the CRC-32 checksums, which torch does not, and refuse compressed content.
 
     Raises:
-        ValueError, zipfile.BadZipFile: it is not what torch has written.
+        ValueError, zipfile.BadZipFile: it is damaged or compressed.
     """
     with zipfile.ZipFile(file) as archive:
         if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
@@ -246,18 +246,18 @@ def _refuse_damage(file: IO[bytes]) -> None:
 def _refuse_references(text: str) -> None:
     """Refuse YAML that refers to anything: a run writes its configuration resolved.
 
-    An interpolation could read the environment into a report; that, and an alias, could also name
-    twice what names twice something else, and so on until the memory is full.
+    An interpolation could read environment variables into a report; nested interpolations or
+    aliases could also expand exponentially until the memory is full.
 
     Raises:
-        ValueError: it holds one.
+        ValueError: it holds an interpolation or an alias.
         RecursionError: it is nested deeper than `DEEPEST`.
     """
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST:  # which takes yaml's parser time squared
+        if depth > DEEPEST:  # yaml's parser takes quadratic time in the depth
             raise RecursionError
         if isinstance(event, yaml.AliasEvent) or "${" in getattr(event, "value", ""):
             line = event.start_mark.line + 1
@@ -268,13 +268,14 @@ def _refuse_non_text(content: Any) -> None:
     """Refuse what cannot be written into a report or onto a terminal.
 
     Raises:
-        TypeError: something else than text, numbers, lists and dicts.
-        ValueError: half a character.
+        TypeError: it holds something other than text, numbers, lists and dicts.
+        ValueError: text has a lone surrogate.
     """
     json.dumps(content, ensure_ascii=False).encode()
 
 
 def reason(error: Exception) -> str:
+    """Return an exception's text for a message, or its type's name if it has none."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     return str(error) or type(error).__name__

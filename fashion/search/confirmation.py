@@ -79,7 +79,7 @@ def confirming_runs(search: Search, candidate: Candidate) -> dict[int, Run]:
 
 
 def confirm(search: Search) -> None:
-    """Train the confirming runs that are missing, beside other processes that do the same."""
+    """Train the confirming runs that are missing; several processes may do so at once."""
     left = {
         run.folder: (run, OmegaConf.merge(candidate.config, {"seed": seed}))
         for candidate in candidates(search)
@@ -87,7 +87,7 @@ def confirm(search: Search) -> None:
     }
     while left := {key: task for key, task in left.items() if not task[0].finished}:
         busy = 0
-        # Runs that were begun come last: one of them may be what killed this worker.
+        # Started runs come last: one of them may have killed an earlier worker.
         for key, (run, config) in sorted(left.items(), key=lambda item: item[0].exists()):
             try:
                 train_run(config, run)  # type: ignore[arg-type]
@@ -173,7 +173,7 @@ def _nothing_succeeded(search: Search, trials: Trials) -> str:
 
 
 def _summary(search: Search, trials: Trials, found: Confirmation | None) -> Iterator[str]:
-    """Yield what the search did, why it ended, what more of it would bring, and what came out."""
+    """Yield sentences: trials, reason of the end, expected gain of more trials, best value."""
     done = len(trials.finished)
     yield (
         f"{count(done, 'trial')} in {duration(trials.seconds)}: {len(trials.completed)} trained "
@@ -235,7 +235,7 @@ def _values(search: Search, winner: Candidate) -> Iterator[tuple[str, str]]:
 
 
 def _trained_by(search: Search, found: Confirmation) -> dict[str, Any]:
-    """Return what the winner was trained by; the command that concludes may be a later one."""
+    """Return the provenance of the winner's runs, which may differ from the current process's."""
     metrics = next(iter(confirming_runs(search, found.winner).values())).metrics
     return {key: metrics.get(key) for key in PROVENANCE}
 
@@ -247,7 +247,8 @@ def experiment_file(search: Search) -> Path:
     """Return where the winner's experiment is written: `save_as`, or inside the search's folder.
 
     Raises:
-        UserError: it would overwrite a file that this search has not written, or refer to itself.
+        UserError: the path is not experiment/NAME.yaml, its file exists and is not this search's,
+            or the experiment would refer to itself.
     """
     path = Path(search.config.save_as or search.folder / "experiment" / f"{search.name}.yaml")
     if path.suffix != ".yaml" or path.parent.name != "experiment":
@@ -270,7 +271,7 @@ def _signature(search: Search) -> str:
 
 
 def _write_experiment(search: Search, found: Confirmation) -> str:
-    """Write the search's own overrides and the winner's values; return how to train that."""
+    """Write the search's overrides and the winner's values; return the command to train them."""
     path = experiment_file(search)
     config = found.winner.config
     choices = HydraConfig.get().runtime.choices
@@ -313,13 +314,13 @@ def _write_experiment(search: Search, found: Confirmation) -> str:
 
 
 def _above_lists(config: DictConfig, key: str) -> str:
-    """Return `key`, or that of the list in which it names an element."""
+    """Return `key`, or the key of the list if `key` names an element of one."""
     parent = key.rpartition(".")[0]
     return parent if isinstance(OmegaConf.select(config, parent), ListConfig) else key
 
 
 def _train_command(path: Path, beside: list[str]) -> str:
-    """Return the command that trains an experiment wherever its file is."""
+    """Return the command that trains an experiment, with the options to find its file."""
     hydra = HydraConfig.get()
     words = ["python", "-m", "fashion.train"]
     searched = list(hydra.searchpath)

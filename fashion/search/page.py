@@ -1,4 +1,4 @@
-"""search.html: one page about one search, also while it runs.
+"""search.html: one page about one search, which is also updated while it runs.
 
 The charts are the report's, not Optuna's: those mix all trials of a study in one color, name every
 trial in a legend, and do not follow a page's dark mode. A caption says which trials a chart leaves
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
     from fashion.search.study import Search
 
-LEAST = 20  # trials from which importances are shown: of fewer, the best tenth is a single one
+LEAST = 20  # trials; of fewer, PED-ANOVA (Optuna's default) would compare the best tenth, one trial
 STATES = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
     TrialState.RUNNING: "running",
 }
-Chart = tuple[Markup, str]  # and its caption
+Chart = tuple[Markup, str]  # SVG and caption
 
 
 def write(
@@ -78,7 +78,7 @@ def page(
         summary: sentences.
         found: the confirmation's table.
         winner: its values and the command that trains it, as lines.
-        working: numbers of the unfinished trials that a worker is at; the others are interrupted.
+        working: numbers of the unfinished trials that have a worker; the others are interrupted.
     """
     measured = [trial for trial in trials if trial.value is not None]
     running = [trial for trial in trials.running if trial.number in working]
@@ -173,7 +173,8 @@ def _history(measured: Sequence[FrozenTrial], trials: Trials) -> Chart | None:
 def _importance(measured: Sequence[FrozenTrial]) -> Chart | None:
     if len(measured) < LEAST or len({trial.value for trial in measured}) == 1:
         return None
-    # Optuna considers completed trials only; but that the others were pruned says most.
+    # Optuna considers completed trials only; pruned ones are passed as completed, because they show
+    # most about which values are poor.
     study = optuna.create_study(direction="maximize")
     study.add_trials(
         optuna.create_trial(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 KINDS = ("float", "int", "choices")
 LONGEST = 100  # of lists: each element is a parameter
-# What all trials share, so that their values can be compared; sections include their keys.
+# Keys that may not vary, so that the trials' values can be compared; a section includes its keys.
 SHARED = (
     *METADATA_KEYS,
     *("seed", "test", "checkpoint", "init_from", "metrics", "callbacks.best"),
@@ -209,7 +209,7 @@ def _check_key(key: str, keys: list[str]) -> None:
 
 
 def _parameters(key: str, entry: object, own: object) -> list[Parameter]:
-    """Return the parameters of one entry; errors are raised without its key."""
+    """Return the parameters of one entry; the caller adds its key to errors."""
     kinds = [kind for kind in KINDS if isinstance(entry, dict) and kind in entry]
     if not isinstance(entry, dict) or len(kinds) != 1:
         raise UserError("give it one of float: [low, high], int: [low, high], choices: [...].")
@@ -312,7 +312,7 @@ def _in_order(waiting: list[Parameter]) -> Iterator[Parameter]:
 
 
 def _same(one: object, other: object) -> bool:
-    """Whether two values are equal and of one type: true is not 1."""
+    """Return whether two values are equal; true is not equal to 1."""
     return isinstance(one, bool) == isinstance(other, bool) and one == other
 
 

@@ -4,12 +4,13 @@ Any number of processes, on any machines that share the search's folder, run tri
 A trial's number is also its run folder's name, trials/NUMBER. A trial that lost its worker is
 resumed, under its number and from its last checkpoint, by the next worker that draws one.
 
-Whether a trial has a worker, the lock of its run folder says (see `_drawn`): the system releases it
-the moment a process ends, however it ends, and other machines see it on NFS, CephFS, GPFS and
-Lustre (mounted with `flock`). So there are no heartbeats, no grace periods and no second numbers
-for retried trials. Two limits: an NFS 4 server keeps the locks of a machine that vanished for its
+A trial has a worker if its run folder is locked (see `_drawn`): the system releases the lock as
+soon as the process ends, however it ends, and other machines see it on NFS, CephFS, GPFS and
+Lustre (mounted with `flock`). So no heartbeats and no grace periods are needed, and a retried trial
+keeps its number. Two limits: an NFS 4 server keeps the locks of a machine that vanished for its
 lease (90 s by default), an NFS 3 server until that machine is back, unless trials/NUMBER/.lock is
-deleted. A file system whose locks end at the machine is detected and refused (`TrialLost`).
+deleted. A file system that does not share locks between machines is detected and refused
+(`TrialLost`).
 """
 
 import contextlib
@@ -51,9 +52,9 @@ from fashion.search.workers import PARENT
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
 
-# Attributes of a study: what it is a search of; the hours for which it was searched.
+# Attributes of a study: the settings that it searches with; the `hours` that have been used up.
 IDENTITY, SPENT = "search", "hours"
-# What a search that begins may find in its folder: its own, of another worker, and Hydra's.
+# Names that a new search may find in its folder: another worker's and Hydra's.
 OWN = ("trials", "trials.lock", "workers", "multirun.yaml", ".submitit")
 
 
@@ -71,7 +72,7 @@ class Search:
 
     Args:
         config: the whole configuration.
-        training: a run's part of it.
+        training: the part of it that is a run's configuration.
         space: over `training`.
         folder: of everything that the search writes.
     """
@@ -89,10 +90,11 @@ class Search:
 
     @cached_property
     def study(self) -> Study:
-        """Open the study, or create it; it remembers what it is a search of.
+        """Open the study, or create it and store the search's settings in it.
 
         Raises:
-            UserError: it is a search of something else, or the storage cannot be used.
+            UserError: it has other settings, the folder is not a search's, or the storage cannot
+                be used.
         """
         storage = self.config.storage or f"sqlite:///{(self.folder / 'study.db').resolve()}"
         if self.config.storage is None and not (self.folder / "study.db").exists():
@@ -129,12 +131,12 @@ class Search:
         return study
 
     def _refuse_other_files(self) -> None:
-        """Raises UserError: the folder holds what no search has written, so that it is not ours."""
+        """Raise UserError if the folder holds files that no search has written."""
         if not self.folder.is_dir():
             return
         names = sorted(path.name for path in self.folder.iterdir())
         others = [name for name in names if name not in OWN and "study.db" not in name]
-        if others and "trials" not in names:  # of which another message is
+        if others and "trials" not in names:  # which `study` refuses
             shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")  # noqa: PLR2004
             raise UserError(
                 f"{self.folder} holds files that are not a search's ({shown}). They are left as "
@@ -142,7 +144,7 @@ class Search:
             )
 
     def _identity(self) -> dict[str, str]:
-        """Return what the values of its trials depend on, as flat keys and JSON values."""
+        """Return the settings that the trials' values depend on, as flat keys and JSON values."""
         parts = {key: plain(self.config[key]) for key in ("search", "pruning")}
         return {
             key: json.dumps(node)
@@ -151,7 +153,7 @@ class Search:
         }
 
     def begin(self) -> None:
-        """Note how many trials there are, and when the time is up; a worker gets it from above."""
+        """Set `first` and `deadline`; a worker gets them from the command that started it."""
         if PARENT in os.environ:
             given = json.loads(os.environ[PARENT])
             self.deadline, self.first = given["deadline"], given["first"]
@@ -180,7 +182,7 @@ class Search:
 
     @property
     def command(self) -> str:
-        """Return what a person types to repeat the search, without where things are."""
+        """Return the command that repeats the search, without the storage and local paths."""
         left_out = ("storage", "worker", "save_as", "data.root", "trainer.enable_progress_bar")
         words = [
             override
@@ -191,7 +193,7 @@ class Search:
 
     @property
     def warnings(self) -> list[str]:
-        """Return what a reader of the search's results must know about its configuration."""
+        """Return warnings about the configuration for readers of the search's results."""
         limit = self.training.trainer.get("limit_train_batches")
         if "data.batch_size" in self.config.search and isinstance(limit, int):
             return [
@@ -204,7 +206,7 @@ class Search:
         return []
 
     def run_trials(self) -> None:
-        """Run trials until the search is over, and note whether its time was up.
+        """Run trials until the search is over; if its time was up, store that in the study.
 
         Raises:
             TrialLost: the folder's file system does not share locks between machines.
@@ -218,7 +220,7 @@ class Search:
             first=self.first,
         )
         if self.deadline is not None and time.time() >= self.deadline:
-            # What passed between trials is not to be searched again.
+            # `Trials.seconds` excludes time between trials, for which a later command would go on.
             self.study.set_user_attr(SPENT, self.config.hours)
 
     def _train_trial(self, trial: Trial, run: Run) -> float:
@@ -229,7 +231,7 @@ class Search:
         begun = self.trials()[trial.number]
 
         def report(epoch: int, accuracy: float) -> None:
-            # Else the trial was killed between this report and the checkpoint.
+            # It is there if the trial was killed between the report and the checkpoint.
             if epoch not in begun.intermediate_values:
                 trial.report(accuracy, epoch)
 
@@ -267,7 +269,7 @@ def train_run(config: DictConfig, run: Run, callbacks: "Sequence[Callback]" = ()
     """
     from fashion.train import train
 
-    # What the last run held, its exception's frames too, is to be free for this one.
+    # Free the memory of the last run, which frames of its exception may still hold.
     gc.collect()
     if "torch" in sys.modules and (torch := sys.modules["torch"]).cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -278,7 +280,7 @@ def train_run(config: DictConfig, run: Run, callbacks: "Sequence[Callback]" = ()
 
 
 def plain(value: Any) -> Any:
-    """Return a configuration's value without OmegaConf's types."""
+    """Return a value of a configuration as plain Python types."""
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
@@ -417,10 +419,11 @@ def run_trials(
     Args:
         study: whose trials they are.
         folder: of the search; shared by all processes.
-        objective: trains a trial, or what is left of it, in its locked run; returns its value.
+        objective: trains a trial, or the rest of it, in its locked run, and returns its value.
         limits: of the search.
-        deadline: in seconds since 1970.
-        first: number of trials that existed when the command was given; their failures are past.
+        deadline: in seconds since 1970; None for none.
+        first: number of trials that existed when the command was given; their failures do not
+            count.
     """
     while True:
         if Trials.of(study, first).abort_reason:
@@ -429,7 +432,8 @@ def run_trials(
         if trials.stop_reason(limits, deadline) is None:
             with _drawn(study, folder, limits) as drawn:
                 if drawn is not None:
-                    # Out of reach, or ended by another worker: what is not finished is resumed.
+                    # Time is up, the storage is unreachable, or another worker has ended the
+                    # trial. An unfinished trial is resumed later.
                     with contextlib.suppress(
                         TimeBudgetExceeded, StorageInternalError, UpdateFinishedTrialError
                     ):
@@ -441,7 +445,7 @@ def run_trials(
 
 
 def has_workers(folder: Path, trials: Trials) -> bool:
-    """Whether a process is at work on one of the unfinished trials."""
+    """Return whether an unfinished trial has a worker."""
     return any(trial_run(folder, trial.number).is_locked for trial in trials.running)
 
 
@@ -450,8 +454,8 @@ def _drawn(study: Study, folder: Path, limits: Limits) -> Iterator[tuple[Trial, 
     """Resume a trial that lost its worker, or draw one; its run folder is locked meanwhile.
 
     From before a trial exists until it has ended, its worker holds trials.lock or the lock of the
-    trial's run folder. So whoever holds trials.lock knows that an unfinished trial whose folder is
-    not locked has no worker.
+    trial's run folder. So, while trials.lock is held here, an unfinished trial whose folder is not
+    locked has no worker.
     """
     with contextlib.ExitStack() as stack:
         with FileLock(folder / "trials.lock", mode=0o666):
@@ -459,7 +463,7 @@ def _drawn(study: Study, folder: Path, limits: Limits) -> Iterator[tuple[Trial, 
             if drawn is None and len(Trials.of(study)) < limits.trials:
                 trial = study.ask()
                 run = trial_run(folder, trial.number)
-                # A waiting worker may look at the lock just now: then it is resumed next time.
+                # `has_workers` elsewhere may hold the lock for a moment: resume it next time.
                 with contextlib.suppress(BusyError):
                     stack.enter_context(run.lock())
                     drawn = trial, run
@@ -499,7 +503,7 @@ def _note_begin(trial: Trial) -> None:
 
 
 def _note_end(trial: Trial) -> None:
-    """Note that an attempt was not killed, and how long it took."""
+    """Record the end of an attempt, which shows that it was not killed."""
     with contextlib.suppress(StorageInternalError, UpdateFinishedTrialError):
         *others, (epochs, start, _) = _attempts(Trials.of(trial.study)[trial.number])
         trial.set_user_attr(ATTEMPTS, [*others, [epochs, start, time.time()]])

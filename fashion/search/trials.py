@@ -15,8 +15,9 @@ from fashion.report.metrics import percent
 
 # Attributes of a trial. ATTEMPTS: one entry per process that has worked on it, [epochs finished
 # before, start, end], in seconds since 1970; the end is None while it runs, and if it was killed.
+# REASON: why it failed.
 ATTEMPTS, REASON = "attempts", "reason"
-# A trial fails after so many attempts that were killed without finishing an epoch.
+# A trial fails after so many attempts that were killed in the same epoch.
 MOST_KILLS = 4
 # A search aborts if the first so many trials fail, all for one reason.
 ABORT_AFTER = 10
@@ -25,19 +26,20 @@ ABORT_AFTER = 10
 class Limits(NamedTuple):
     """When a search stops."""
 
-    trials: int
-    gain: float | None = None  # of accuracy, 0..1, that the second half of the trials must bring
-    after: int = 0  # trials before that is required
+    trials: int  # number of finished ones
+    # Least increase of the best accuracy, 0..1, by the second half of the trials; None: any.
+    gain: float | None = None
+    after: int = 0  # trials from which on `gain` is required
 
 
 class Trials:
     """One snapshot of a study: its trials in the order in which they were drawn.
 
     A trial whose worker was killed or interrupted stays in the state RUNNING until another worker
-    resumes it; whether a worker is at work, the lock of its run folder says.
+    resumes it; a trial has a worker if its run folder is locked.
 
     Args:
-        trials: of the study, or those drawn after the first so many.
+        trials: all of a study, or those after its first ones, in the order of their numbers.
     """
 
     def __init__(self, trials: Sequence[FrozenTrial]) -> None:
@@ -101,12 +103,11 @@ class Trials:
 
     @property
     def gain_of_second_half(self) -> float | None:
-        """By how much the second half of the finished trials raised the best value; None: unknown.
+        """The increase of the best value by the second half of the finished trials, or None.
 
-        That is about what as many trials again can be expected to bring, or less: the highest of
-        twice as many draws lies above the highest of half by a constant where the tail is
-        exponential (the Gumbel case of extreme value theory), and by less and less where the
-        values are bounded.
+        As many trials again can be expected to increase it by about as much, or less: doubling the
+        number of draws raises their maximum by a constant if the tail is exponential (the Gumbel
+        case of extreme value theory), and by less each time if the values are bounded.
         """
         before = Trials(self.finished[: len(self.finished) // 2]).best
         if before is None or self.best is None:
@@ -134,21 +135,21 @@ class Trials:
                 "no improvement is expected: the second half of the trials raised the best by "
                 f"{100 * gain:.2f} percentage points, less than {100 * limits.gain:g}"
             )
-        # Last, because the conclusion, which may be drawn long after the search, asks again.
+        # Last: after the search, when the time is always up, the other reasons are still reported.
         if deadline is not None and time.time() >= deadline:
             return "its time is up"
         return None
 
     @property
     def abort_reason(self) -> str | None:
-        """Return the one reason for which the first `ABORT_AFTER` trials failed.
+        """Return the common reason for which the first `ABORT_AFTER` trials failed, or None.
 
-        The first drawn, not the first finished: one of them that is running may save the others.
+        The first drawn, not the first finished: one of them may still be running and succeed.
         """
         first = self._trials[:ABORT_AFTER]
         if len(first) < ABORT_AFTER or any(trial.state != TrialState.FAIL for trial in first):
             return None
-        # The same failure may name other sizes each time.
+        # Messages of the same failure may differ in numbers, such as sizes.
         kinds = {re.sub(r"\d[\d.,e+-]*", "#", failure(trial)) for trial in first}
         return failure(first[0]) if len(kinds) == 1 else None
 
@@ -168,7 +169,7 @@ def describe(error: BaseException) -> str:
 
 
 def outcome(trial: FrozenTrial) -> str:
-    """Return what became of a finished trial, or how far a running one is, in a few words."""
+    """Return the result of a finished trial, or the progress of a running one, in a few words."""
     epochs = len(trial.intermediate_values)
     after = f"{epochs} epoch{'s' * (epochs != 1)}"
     if trial.state == TrialState.FAIL:

@@ -1,4 +1,4 @@
-"""The workers of a search as processes, and what is shown while they work."""
+"""The worker processes of a search, and the display of its progress."""
 
 import contextlib
 import json
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from fashion.runs.run import Run
     from fashion.search.study import Search
 
-# The environment variable by which a command gives its workers the deadline.
+# Environment variable by which a command passes `deadline` and `first` to its workers, as JSON.
 PARENT = "FASHION_SEARCH"
-MOST_EXITS = 10  # failures of one worker, between which no trial has finished: then it is given up
+MOST_EXITS = 10  # failures without a trial finished in between, after which a worker is given up
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PAGE_SECONDS = 60  # between two versions of search.html; more where one takes long to draw
 
 
 class SetHydraConfig(Callback):
-    """Sets the configuration that `hydra.sweep.dir` is resolved by, which Hydra 1.3 does later."""
+    """Sets HydraConfig before a sweep, to resolve `hydra.sweep.dir`; Hydra 1.3 does so later."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         HydraConfig.instance().set_config(config.copy())
@@ -47,7 +47,7 @@ def supervise(search: "Search") -> None:
     done = 0
     try:
         while running := [each for each in workers if not (each.finished or each.given_up)]:
-            with contextlib.suppress(StorageInternalError):  # out of reach; perhaps for a moment
+            with contextlib.suppress(StorageInternalError):  # unreachable, perhaps for a moment
                 done = display.update()
             for worker in running:
                 worker.restart_if_failed(done)
@@ -64,7 +64,7 @@ def supervise(search: "Search") -> None:
 
 
 class _Worker:
-    """A process that runs trials, with its share of the cores; its output goes to a file."""
+    """A process that runs trials, with an equal part of the cores; its output goes to a file."""
 
     def __init__(self, search: "Search", number: int) -> None:
         self.log = search.folder / "workers" / f"{number}.log"
@@ -73,7 +73,7 @@ class _Worker:
         given = json.dumps({"deadline": search.deadline, "first": search.first})
         threads = str(max(_cores() // search.config.workers, 1))
         self.environment = os.environ | {PARENT: given} | dict.fromkeys(THREADS, threads)
-        self.exits = 0  # since anything was finished
+        self.exits = 0  # failures since the last finished trial
         self.done = -1
         self._start()
 
@@ -237,7 +237,7 @@ class _Display:
             self.next_page = time.monotonic() + max(PAGE_SECONDS, 20 * took)
 
     def _begin_confirmation(self) -> "dict[str, Run]":
-        """Return its runs; print how many are left, and how long they take at the trials' pace."""
+        """Return the confirming runs; print how many are left, and their expected duration."""
         from fashion.search.confirmation import candidates, confirming_runs
 
         runs, left = {}, []
@@ -256,7 +256,7 @@ class _Display:
         return runs
 
     def _left(self, done: int) -> str:
-        """Return how much time is left, at the pace of this command and within its limit."""
+        """Return the time left, from the mean time per trial and the deadline."""
         now = time.time()
         bounds = [] if self.search.deadline is None else [self.search.deadline - now]
         if done > self.before:

@@ -1,1 +1,1 @@
-"""Networks, optimizers, the LightningModule and what surrounds its training loop."""
+"""Networks, optimizers, the LightningModule, callbacks, checkpoints and the training process."""

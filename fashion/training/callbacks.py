@@ -31,7 +31,10 @@ class StopEarly(EarlyStopping):
         mode: whether higher or lower is better.
         patience: stop after so many validations without improvement.
         min_delta: a smaller change is no improvement.
-        warmup_epochs: epochs at the start that do not count, as while the learning rate rises.
+        warmup_epochs: epochs at the start that are ignored, as during a learning-rate warmup.
+
+    Raises:
+        UserError: during the fit, if there is no such metric.
     """
 
     def __init__(
@@ -66,21 +69,21 @@ class StopEarly(EarlyStopping):
 class EpochSeed(Callback):
     """Makes an epoch's randomness, dropout's too, a function of (seed, epoch) alone.
 
-    So a resumed run draws what it would have drawn without the interruption. Each of several
-    processes draws its own.
+    So a resumed run has the random numbers of an uninterrupted one. Of several processes, each has
+    its own.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        # Seeds of 32 bits and epochs of 24 leave the highest byte.
+        # Seeds of 32 bits and epochs of 24 leave the highest byte to the rank.
         rank = trainer.global_rank << 56
         torch.manual_seed(rank + epoch_seed(self.seed, trainer.current_epoch))
 
 
 class Timing(Callback):
-    """Times the fit, and apart from it the training epochs without their validation."""
+    """Measures the seconds of the fit and, separately, of training epochs without validation."""
 
     def __init__(self) -> None:
         self.seconds = 0.0  # of the fit
@@ -97,7 +100,7 @@ class Timing(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from what the earlier epochs took; an unfinished epoch is not counted."""
+        """Add to the times of the earlier epochs; an unfinished epoch does not count."""
         self.seconds = state_dict["seconds"]
         self.training_seconds = state_dict["training_seconds"]
         self.images = state_dict["images"]
@@ -140,11 +143,11 @@ class Timing(Callback):
 
 
 class History(Checkpoint):
-    """Writes history.csv: a row per epoch with all metrics, whatever the logger.
+    """Writes history.csv with any logger: per epoch (from 1) step, lr, seconds and all metrics.
 
-    It is a Checkpoint so that Lightning calls it after the module has logged the epoch, and it
-    comes before the ones that save: a row is written before the checkpoint that has seen it, and a
-    resumed run drops the rows beyond its checkpoint.
+    It is a Checkpoint so that Lightning calls it after the module has logged the epoch. It comes
+    before the callbacks that save checkpoints, so a checkpoint's rows are in the file; a resumed
+    run drops the rows beyond its checkpoint.
 
     Args:
         path: of the file.
@@ -156,7 +159,7 @@ class History(Checkpoint):
         self.rows: list[dict[str, float]] = []
 
     def state_dict(self) -> dict[str, Any]:
-        # Without the times: all else of a resumed run's checkpoint is that of one left alone.
+        # Without the times, in which alone an interrupted run differs from an uninterrupted one.
         return {"rows": [{**row, "seconds": 0.0} for row in self.rows]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -164,7 +167,7 @@ class History(Checkpoint):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         seconds: dict[str, float] = {}
-        # Where somebody has changed the file, the times of the earlier epochs are missing.
+        # If the file was changed, the times of the earlier epochs are missing.
         with (
             contextlib.suppress(OSError, KeyError, ValueError, csv.Error),
             self.path.open(newline="") as file,
@@ -201,18 +204,18 @@ class History(Checkpoint):
 
 
 class InterruptBetweenBatches(Callback):
-    """Lets a signal end the fit before a batch, where nothing is half done, in all processes.
+    """Ends the fit on a signal, between two batches, in all processes.
 
     Args:
-        listen: notes signals from now on.
-        raise_noted: raises what ends the fit, if a signal has been noted.
+        listen: records signals from its call on.
+        raise_noted: raises an exception that ends the fit, if a signal has been recorded.
     """
 
     def __init__(self, listen: Callable[[], None], raise_noted: Callable[[], None]) -> None:
         self.listen, self.raise_noted = listen, raise_noted
 
     def on_train_start(self, *_: Any) -> None:
-        # Lightning now listens to SIGTERM itself: it would wait there and then for the other
+        # Lightning has now installed its handler of SIGTERM, which would wait at once for the other
         # processes, which may be waiting for this one.
         self.listen()
 
@@ -228,7 +231,7 @@ class InterruptBetweenBatches(Callback):
 
 
 class EpochTable(Checkpoint):
-    """Prints a table with one row per epoch, whose figures are all of that epoch.
+    """Prints a table with one row per epoch.
 
     On a terminal the running epoch's row is redrawn in place; elsewhere each finished epoch prints
     one plain line. Rows fit 60 columns. It is a Checkpoint for the reason that `History` is.
@@ -321,12 +324,12 @@ class GradientNorm(Callback):
 
 
 class OptunaPruning(Callback):
-    """Reports a trial's progress to a search, which decides whether it continues.
+    """Reports a trial's validation accuracy to a search, which may end the trial.
 
     Args:
-        report: is called after each epoch with its number, from 1, and its validation accuracy.
-        before_epoch: is called before each epoch, and raises what ends the fit.
-        before_step: likewise before each step.
+        report: called after each epoch with its number, from 1, and its validation accuracy, 0..1.
+        before_epoch: called before each epoch; raises an exception to end the fit.
+        before_step: likewise before each batch.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, the best and the last of a run."""
+"""Checkpoints: atomic writing; the best and the last of a run."""
 
 import io
 from pathlib import Path
@@ -13,9 +13,9 @@ from fashion.runs.files import atomic_write
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoint files that are replaced in one step, whole or not at all.
+    """Checkpoint files that are written atomically.
 
-    Lightning's own writes to the system's folder for temporary files first, and copies from there.
+    Lightning's own writes to the system's folder for temporary files and copies from there.
     """
 
     def save_checkpoint(
@@ -32,13 +32,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """ModelCheckpoint of best.ckpt, the weights that a run reports.
+    """ModelCheckpoint that saves best.ckpt, the checkpoint with the best monitored metric.
 
-    Its state holds no paths, unlike Lightning's, so that a run's folder may be moved.
+    Unlike Lightning's, its state holds no paths, so that a run's folder may be moved.
 
     Args:
         dirpath: the run's folder of checkpoints.
-        monitor: the metric that decides.
+        monitor: the metric.
         mode: whether the best is the highest or the lowest.
     """
 
@@ -57,11 +57,11 @@ class BestCheckpoint(ModelCheckpoint):
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
-        self.best_epoch = 0  # from 1
+        self.best_epoch = 0  # from 1; 0: none yet
 
     @property
     def score(self) -> float | None:
-        """Return the best value so far."""
+        """The best value so far; None if there is none."""
         return None if self.best_model_score is None else float(self.best_model_score)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -93,10 +93,10 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves last.ckpt at each epoch's end, when all that the epoch logs has been written.
+    """Saves last.ckpt at the end of each epoch, after everything that the epoch logs.
 
-    ModelCheckpoint's `save_last` saves before other callbacks' checkpoints may have finished; a
-    run resumes from this one with nothing missing or doubled.
+    `save_last` of ModelCheckpoint may save before other callbacks have finished the epoch. This
+    callback runs last, so a run that resumes from its file misses and repeats nothing.
 
     Args:
         path: of the file.
@@ -104,7 +104,7 @@ class LastCheckpoint(Checkpoint):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.epochs = 0  # whole ones
+        self.epochs = 0  # completed
 
     def state_dict(self) -> dict[str, Any]:
         return {"epochs": self.epochs}
@@ -121,7 +121,7 @@ class LastCheckpoint(Checkpoint):
 
 
 def progress(last: LastCheckpoint, best: BestCheckpoint | None) -> str:
-    """Return how far a training came, as a sentence for the person who interrupted it."""
+    """Return the progress of an interrupted training, as a sentence."""
     count = f"{last.epochs} whole epoch{'s' * (last.epochs != 1)}"
     verb = "is" if last.epochs == 1 else "are"
     text = f"There {verb} {count} in {last.path.parent.parent}"

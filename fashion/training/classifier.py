@@ -31,13 +31,18 @@ OPTIMIZER = {"_target_": "fashion.training.optimizers.adam", "lr": 0.001}
 
 
 class CrossEntropy(nn.Module):
-    """Mean cross-entropy of logits (batch, classes) with labels, or with probabilities.
+    """Mean cross-entropy of logits (batch, classes) and targets.
+
+    Targets are labels (batch,) or probabilities (batch, classes).
 
     Args:
         class_counts: training images of each class.
         label_smoothing: fraction of each label that is spread evenly over the classes, in training.
         class_weights: "balanced" (inversely proportional to the class's number of images), one
             number per class, or None.
+
+    Raises:
+        UserError: in a call, if the number of weights is not that of classes.
     """
 
     weight: Tensor | None
@@ -71,8 +76,8 @@ class CrossEntropy(nn.Module):
 class Classifier(pl.LightningModule):
     """Trains and evaluates a network that gives one logit per class.
 
-    What is given as a section of the configuration (`_target_` and its arguments) is built here and
-    saved in checkpoints, so that `load_from_checkpoint` needs nothing else.
+    Arguments may be sections of the configuration (`_target_` and its arguments): they are built
+    here and saved in checkpoints, so that `load_from_checkpoint` needs nothing else.
 
     Args:
         network: a section or a module: normalized images (batch, 1, 28, 28) -> logits.
@@ -81,9 +86,12 @@ class Classifier(pl.LightningModule):
         loss: a section or callable: (logits, targets) -> scalar; None for cross-entropy.
         metrics: metrics beside accuracy, by name: sections or torchmetrics objects.
         classes: names of the classes.
-        resolution: of the data; raw images are brought to it.
+        resolution: of the data; raw images are reduced to it (`reduce_resolution`).
         class_counts: training images of each class, for losses that weight them.
-        steps: (optimizer steps of the training, steps per epoch); None asks the Trainer.
+        steps: (optimizer steps of the training, steps per epoch); None: from the Trainer.
+
+    Raises:
+        UserError: a section cannot be built, or `network` is no module.
     """
 
     def __init__(
@@ -148,7 +156,7 @@ class Classifier(pl.LightningModule):
         return logits.float()  # whatever precision training computes in
 
     def normalize(self, images: Num[Tensor, "batch 28 28"]) -> Float[Tensor, "batch 1 28 28"]:
-        """Return raw images, 0..255, as the network takes them."""
+        """Return raw images, 0..255, at the data's resolution and standardized."""
         return normalize(reduce_resolution(images, self.resolution))
 
     def shared_step(self, batch: Sequence[Tensor], split: str) -> Float[Tensor, "batch classes"]:
@@ -168,7 +176,7 @@ class Classifier(pl.LightningModule):
             UserError: the loss function did not return a scalar.
         """
         logits = self.shared_step(batch, "train")
-        # Of several processes one may have no image of the last batch, whose mean is not a number.
+        # One of several processes may have no image of the last batch; the mean would be NaN.
         loss: Tensor = self.criterion(logits, batch[1]) if len(logits) else logits.sum()
         if not isinstance(loss, Tensor) or loss.ndim:
             shape = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else loss
@@ -198,7 +206,7 @@ class Classifier(pl.LightningModule):
         return probabilities
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let a run continue with or without training/fast_path.py: each loop counts its steps."""
+        """Set both loops' step counters: a run may be resumed with or without fast_path.py."""
         if loop := checkpoint.get("loops", {}).get("fit_loop"):
             automatic = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
             manual = loop["epoch_loop.manual_optimization.optim_step_progress"]
@@ -262,9 +270,10 @@ class Classifier(pl.LightningModule):
             self.log_epoch(numbers, self.global_step)
 
     def log_epoch(self, values: dict[str, float], step: int) -> None:
-        """Log an epoch's values; TensorBoard gets the epoch as `step`, so that batch sizes compare.
+        """Log an epoch's values.
 
-        Unless an epoch has several validations. Other loggers get the epoch as one of the values.
+        TensorBoard gets the epoch as `step`, to compare batch sizes, unless an epoch has several
+        validations. Other loggers get the epoch as one of the values.
         """
         epoch = self.current_epoch + 1
         for logger in self.loggers:
@@ -278,7 +287,7 @@ class Classifier(pl.LightningModule):
     def extra_metrics(
         self, split: str, probabilities: Float[Tensor, "n classes"], labels: Tensor
     ) -> dict[str, float]:
-        """Return the configured metrics beside accuracy, of predictions made elsewhere."""
+        """Compute the configured metrics beside accuracy on given predictions, as SPLIT/NAME."""
         trained: Any = self.metrics[f"{split}_metrics"]
         metrics = trained.clone().cpu()
         metrics.reset()
@@ -289,7 +298,7 @@ class Classifier(pl.LightningModule):
         return {key: value for key, value in values.items() if key != f"{split}/acc"}
 
     def _evaluation_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss without what is for training alone, such as label smoothing."""
+        """Return the loss in evaluation mode: without label smoothing, for example."""
         module = self.criterion if isinstance(self.criterion, nn.Module) else None
         training = module is not None and module.training
         if module is not None:
@@ -333,7 +342,8 @@ class Classifier(pl.LightningModule):
                 wrong one gives wrong predictions without an error.
 
         Raises:
-            UserError: the shape or the type is another one, or the range is not declared.
+            UserError: the shape or the dtype is another one, `value_range` is not declared, or a
+                value lies outside it.
         """
         if not isinstance(images, Tensor):
             images = torch.from_numpy(np.array(images))  # a copy: the array may be read-only
@@ -435,15 +445,15 @@ def _built(key: str, given: Any, offered: dict[str, Any]) -> Any:
 def load_classifier(run: "Run", command: str | None = None) -> Classifier:
     """Return a run's classifier with the weights of its reported checkpoint, ready to predict.
 
-    Only tensors and plain values are read: opening somebody's run executes none of their code.
+    Only tensors and plain values are read: loading an untrusted run executes none of its code.
 
     Args:
         run: the run.
-        command: what a person types who trusts the run; None for that of `fashion.evaluate`.
+        command: to suggest in the message to a user who trusts the run; None: fashion.evaluate's.
 
     Raises:
-        UserError: the run cannot be rebuilt, its checkpoint is missing, broken or another's, or it
-            names classes that are not on the allow-list and is not trusted.
+        UserError: the network cannot be built, the checkpoint is missing, broken or of another
+            network, or the run names classes that are not on the allow-list and is not trusted.
     """
     from fashion.data.datamodule import CLASS_NAMES
 
@@ -467,7 +477,13 @@ def load_classifier(run: "Run", command: str | None = None) -> Classifier:
 def load_weights(
     classifier: Classifier, content: dict[str, Any], path: Path, *, assign: bool = False
 ) -> None:
-    """Put a checkpoint's weights into a classifier.
+    """Load a checkpoint's network weights into a classifier.
+
+    Args:
+        classifier: whose weights are replaced.
+        content: of the checkpoint.
+        path: of the checkpoint, for messages.
+        assign: as of `nn.Module.load_state_dict`.
 
     Raises:
         UserError: they are of another network.
@@ -490,8 +506,10 @@ def predict_probabilities(
 ) -> Float[Tensor, "n classes"]:
     """Return probabilities of raw images, 0..255, in their order, on the CPU.
 
+    Sets the classifier to evaluation mode.
+
     Raises:
-        UserError: they are no numbers, because weights are infinite, no numbers or too large.
+        UserError: they are not finite, because weights are not finite or too large.
     """
     classifier.eval()
     probabilities = torch.cat(
@@ -508,7 +526,7 @@ def predict_probabilities(
 def penultimate_features(
     classifier: Classifier, images: UInt8[Tensor, "n 28 28"]
 ) -> Float[Tensor, "n features"] | None:
-    """Return the input of the last `nn.Linear` to work, or None if there is none."""
+    """Return the input of the last `nn.Linear` that is called, or None if there is none."""
     given: list[Tensor] = []
     hooks = [
         layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))

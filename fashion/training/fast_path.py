@@ -1,9 +1,10 @@
 """Several optimizer steps per call of Lightning's training loop, for small batches.
 
 Lightning's own work around each call of `training_step` takes longer than a small network's step.
-Here one call takes all the batches that the loader prepared at once: the weights are the same bit
-for bit, and `scripts/benchmark` shows what it saves. Whatever acts on single batches (gradient
-clipping, a callback with a hook per batch, several processes, ...) needs the ordinary loop.
+Here one call takes all the batches that the loader prepared together. The weights are the same bit
+for bit, except with Muon in bf16-mixed precision: a step within `training_step` is autocast.
+`scripts/benchmark` measures the time saved. Settings that act on single batches (gradient clipping,
+a callback with a hook per batch, several processes, ...) need the ordinary loop.
 """
 
 from collections.abc import Iterable, Mapping
@@ -49,7 +50,7 @@ class ChunkedClassifier(Classifier):
         assert isinstance(optimizer, LightningOptimizer)  # noqa: S101 - there is one of each
         assert isinstance(scheduler, LRScheduler)  # noqa: S101
         parts = list(zip(*(tensor.split(self.batch_size) for tensor in batch), strict=True))
-        # Under this number Lightning logs; it counts a call as one step.
+        # Lightning logs under this number, and counts a call as one step.
         self.trainer.fit_loop.epoch_loop._batches_that_stepped += len(parts) - 1  # noqa: SLF001
         for part in parts:
             self.manual_backward(super().training_step(part))
@@ -66,7 +67,7 @@ def why_not(
     scheduler: Mapping[str, Any] | None,
     foreign_data: bool,
 ) -> str | None:
-    """Return why the ordinary loop is needed, "" if batches are too large to gain, or None.
+    """Return why the ordinary loop is used; "" if batches are too large to gain; None if it is not.
 
     Args:
         batch_size: of training.
@@ -79,7 +80,7 @@ def why_not(
         return ""
     for flag, idle in FLAGS.items():
         value = trainer.get(flag, idle[0])
-        # Of equal numbers the type counts: 1 is one batch, 1.0 is all of them.
+        # The type matters: 1 is one batch, 1.0 is all of them.
         if not any(value == each and type(value) is type(each) for each in idle):
             return f"trainer.{flag}={value}"
     if scheduler is not None:

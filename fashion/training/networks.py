@@ -1,4 +1,4 @@
-"""Networks: normalized images in, one logit per class out. No Lightning, no loss."""
+"""Networks: normalized images (batch, 1, 28, 28) -> logits (batch, classes). No Lightning."""
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,7 @@ MONOTONE = ("relu", "leaky_relu", "elu")
 
 
 class ConvNet(nn.Sequential):
-    """Convolutions, then dense layers: from softmax regression to the deck's best model.
+    """Convolutions, then dense layers, from softmax regression to conf/model/best.yaml.
 
     Args:
         num_classes: number of logits.
@@ -28,7 +28,7 @@ class ConvNet(nn.Sequential):
         batch_norm: whether to normalize before each activation.
 
     Raises:
-        UserError: nothing is left of the image before the last convolution.
+        UserError: the image is too small for a convolution and its pooling.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ConvNet(nn.Sequential):
             activated.append(_activation(conv_activation, negative_slope))
             pooling = [nn.MaxPool2d(pool)] if pool > 1 else []
             # A maximum and a monotone activation commute: pooling first leaves the activation, and
-            # the normalization before it, 1 / pool^2 of the work.
+            # the normalization (then of the maxima only), 1 / pool^2 of the work.
             first = conv_activation in MONOTONE
             layers += [*pooling, *activated] if first else [*activated, *pooling]
             channels, size = filters, left
@@ -95,9 +95,9 @@ def _activation(name: Activation, negative_slope: float) -> nn.Module:
 class ResNet(nn.Sequential):
     """A small residual network made for 28 x 28, in the manner of KellerJordan/cifar10-airbench.
 
-    A whitening layer, stages that each halve the image, and one linear layer on what is left.
-    Gains below are percentage points of validation accuracy after 6 epochs, one run each, so good
-    to 0.2 (results/exploration/).
+    A whitening layer, stages that each halve the side, and one linear layer. Gains in the comments
+    are percentage points of validation accuracy after 6 epochs, from one run each, so uncertain by
+    0.2 (results/exploration/).
 
     Args:
         num_classes: number of logits.
@@ -119,8 +119,7 @@ class ResNet(nn.Sequential):
             channels, side = width, side // 2
         if side < 1:
             raise UserError(f"widths = {widths}: an image cannot be halved {len(widths)} times.")
-        # Where something is seen matters in images as alike in their layout as these: 0.26 more
-        # than by each channel's maximum over the positions.
+        # All positions, because the products are aligned: 0.26 points more than global max pooling.
         super().__init__(*layers, _Flatten(), nn.Linear(channels * side**2, num_classes))
 
 
@@ -128,8 +127,8 @@ class _Whitening(nn.Module):
     """Whitening of 2 x 2 pixels: four uncorrelated numbers of unit variance, in both signs.
 
     The principal components of the normalized training images' 2 x 2 patches are, to within 0.03
-    a weight, those of Haar: the sum, and the differences across, down and diagonally, with these
-    variances. They stay as they are; only a bias is learned.
+    per weight, the Haar basis: the sum, and the horizontal, vertical and diagonal differences, with
+    these variances. The kernels are fixed; only a bias is learned.
     """
 
     COMPONENTS = ((1, 1, 1, 1), (1, -1, 1, -1), (1, 1, -1, -1), (1, -1, -1, 1))
@@ -180,7 +179,7 @@ class _Stage(nn.Module):
 
 
 def _convolution(channels: int, filters: int) -> nn.Conv2d:
-    """Return a 3 x 3 convolution of its input's size that at first passes each channel through."""
-    layer = nn.Conv2d(channels, filters, 3, padding=1, bias=False)  # normalization adds one
+    """Return a 3 x 3 convolution that keeps the size, initialized to pass each channel through."""
+    layer = nn.Conv2d(channels, filters, 3, padding=1, bias=False)  # batch normalization has one
     nn.init.dirac_(layer.weight.data[:channels])
     return layer

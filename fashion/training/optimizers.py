@@ -99,7 +99,7 @@ def adam(
 def adamw(
     network: nn.Module, *, lr: PositiveFloat, weight_decay: NonNegativeFloat = 0.01
 ) -> torch.optim.Optimizer:
-    """Return Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+    """Return Adam with decoupled weight decay (Loshchilov and Hutter 2019), not of biases."""
     groups = _groups(network.parameters(), weight_decay)
     return torch.optim.AdamW(groups, lr=lr, fused=True)
 
@@ -111,7 +111,7 @@ def sgd(
     momentum: Fraction = 0.9,
     weight_decay: NonNegativeFloat = 0.0,
 ) -> torch.optim.Optimizer:
-    """Return stochastic gradient descent with Nesterov momentum."""
+    """Return SGD with Nesterov momentum, if any; biases and normalization do not decay."""
     groups = _groups(network.parameters(), weight_decay)
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
 
@@ -124,7 +124,7 @@ def muon(
     other_lr: PositiveFloat = 0.01,
     weight_decay: NonNegativeFloat = 0.01,
 ) -> torch.optim.Optimizer:
-    """Return orthogonalized momentum for the convolutions and AdamW for all else.
+    """Return Muon: orthogonalized momentum for the convolutions, AdamW for all else.
 
     Args:
         network: whose convolutions are each followed by batch normalization (see `Muon`).
@@ -134,7 +134,7 @@ def muon(
         weight_decay: AdamW's; none on biases and the parameters of batch normalization.
 
     Raises:
-        UserError: the network has no convolution, or no batch normalization after it.
+        UserError: the network has no batch normalization of convolutions.
     """
     if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
         raise UserError(
@@ -153,13 +153,13 @@ class Muon(torch.optim.AdamW):
     """AdamW whose parameter groups with a "momentum" take orthogonalized steps instead.
 
     A kernel (out, in, h, w) is a matrix with one row per filter. Its Nesterov momentum is replaced
-    by the nearest orthogonal matrix, so that all directions are learned at one pace (Jordan et al.
+    by the nearest orthogonal matrix, so that all directions are learned equally fast (Jordan et al.
     2024, https://kellerjordan.github.io/posts/muon), and the kernel is first scaled to the norm of
     a matrix of unit rows: batch normalization undoes a kernel's norm, and with it fixed the
     learning rate alone sets the relative update size, as in KellerJordan/cifar10-airbench.
 
-    torch.optim.Muon takes 2-D parameters alone, one matrix at a time, and computes in bfloat16
-    always; here that is so in a training of that precision.
+    torch.optim.Muon takes 2-D parameters alone, one matrix at a time, and always computes in
+    bfloat16; here the precision is that of the parameters, or autocast's where it is active.
     """
 
     @torch.no_grad()
@@ -183,13 +183,13 @@ class Muon(torch.optim.AdamW):
             for kernel, step in zip(kernels, orthogonalize(torch.stack(steps)), strict=True):
                 kernel.mul_(len(kernel) ** 0.5 / kernel.norm())
                 kernel.sub_(step.view(kernel.shape), alpha=group["lr"])
-                kernel.grad = None  # AdamW passes over it
+                kernel.grad = None  # so that AdamW skips it
 
     def _momentum(self, kernel: nn.Parameter, momentum: float) -> Tensor:
         assert kernel.grad is not None  # noqa: S101 - every kernel takes part in every step
         state = self.state[kernel]
         if not state:
-            state["step"] = torch.zeros(())  # which AdamW expects of a state that it loads
+            state["step"] = torch.zeros(())  # AdamW needs it when a state is loaded
             state["momentum"] = torch.zeros_like(kernel)
         velocity: Tensor = state["momentum"].mul_(momentum).add_(kernel.grad)
         return kernel.grad.add(velocity, alpha=momentum)
@@ -198,10 +198,10 @@ class Muon(torch.optim.AdamW):
 def orthogonalize(
     matrices: Float[Tensor, "n rows columns"],
 ) -> Float[Tensor, "n rows columns"]:
-    """Return each matrix U S V^T with its singular values S moved near 1: to 0.7..1.2.
+    """Return each matrix U S V^T with its singular values S moved near 1, to about 0.7..1.2.
 
-    Five Newton-Schulz iterations, matrix products alone, with the coefficients of Jordan et al.
-    (2024), which raise small values fastest and need not converge.
+    Five Newton-Schulz iterations, which need matrix products only, with the coefficients of Jordan
+    et al. (2024): they raise small values fastest, and do not converge to exactly 1.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[1] > matrices.shape[2]
@@ -216,8 +216,8 @@ def orthogonalize(
 def schedule_factor(schedule: Schedule, warmup: float, step: int, steps: int) -> float:
     """Return the learning rate's factor, 0..1, at `step` of `steps` (from 0).
 
-    It rises linearly over the first `warmup` fraction of the steps, then stays, or falls to zero
-    linearly or along half a cosine; zero is what the step after the last would have.
+    It rises linearly over the first `warmup` fraction of the steps, then stays, or falls linearly
+    or along half a cosine, to reach 0 one step after the last.
     """
     rising = math.ceil(warmup * steps)
     if step < rising:

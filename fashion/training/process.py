@@ -1,4 +1,4 @@
-"""One training: everything that a configuration names is built, fitted and handed back."""
+"""One training process: build what a configuration names, fit it, and return the result."""
 
 import ctypes
 import logging
@@ -65,7 +65,7 @@ class Fit:
         classifier: with the weights of the reported checkpoint, in evaluation mode, on the CPU.
         data: the run's data.
         trainer: as the fit left it.
-        metrics: what metrics.json says of the training: epochs, seconds, parameters, versions, ...
+        metrics: the training's part of metrics.json: epochs, seconds, parameters, versions, ...
     """
 
     run: Run
@@ -82,7 +82,7 @@ class Fit:
 
 
 def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit | None:
-    """Train, or continue from the last checkpoint as if there had been no interruption.
+    """Train, or continue from the last checkpoint with the same result as without interruption.
 
     Args:
         config: the whole configuration, checked.
@@ -90,14 +90,14 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
         callbacks: beside the configuration's.
 
     Returns:
-        The finished training; None in all processes of it but the first, and for a dry run
+        The finished training; None in all processes but the first, and for a dry run
         (`trainer.fast_dev_run`), of which nothing is kept.
 
     Raises:
-        UserError: the configuration, the data or the folder does not allow it.
+        UserError: the configuration is wrong, or the data or the folder cannot be used.
         DivergenceError: the loss or the weights became infinite or not a number.
     """
-    made = provenance()  # before anyone can change the code that is running
+    made = provenance()  # now, because the code in the checkout may change while it runs
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     prepare_process()
     pl.seed_everything(config.seed, verbose=False)
@@ -123,7 +123,7 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
         _start_from(classifier, config.init_from, trust=config.trust)
     _refuse_single_images(classifier, data, plain["trainer"])
     classifier.check_output()
-    # What does not suit the network is refused before anything is written.
+    # Refuse an optimizer that does not suit the network before anything is written.
     optimizer: Any = classifier.configure_optimizers()["optimizer"]
     if config.compile:
         classifier.network.compile()
@@ -197,7 +197,7 @@ def _threads(
     plain: Mapping[str, Any],
     earlier: dict[str, Any],
 ) -> int:
-    """Return how many threads to train with: as asked, as before the interruption, or measured."""
+    """Return the number of threads: configured, as before the interruption, or measured."""
     flags = plain["trainer"]
     if number := flags.get("threads") or kept_threads(earlier):
         return int(number)
@@ -223,7 +223,7 @@ def _tensor_float_32(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _logged(trainer: pl.Trainer, plain: dict[str, Any]) -> Iterator[None]:
-    """Give the loggers the configuration, and close those that would stay open for another run."""
+    """Log the configuration; at the end close wandb, which would stay open for the next run."""
     for logger in trainer.loggers:
         if not isinstance(logger, TensorBoardLogger):  # which gets it with the results
             logger.log_hyperparams(plain)
@@ -237,7 +237,7 @@ def _logged(trainer: pl.Trainer, plain: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def _user_errors(run: Run, config: DictConfig) -> Iterator[None]:
-    """Turn what a training raises for reasons of its user's into UserError."""
+    """Turn exceptions that the user can fix into UserError."""
     try:
         yield
     except OSError as error:
@@ -259,13 +259,13 @@ def _user_errors(run: Run, config: DictConfig) -> Iterator[None]:
 
 
 def _watches_validation(section: Mapping[str, Any]) -> bool:
-    """Whether a callback of ours monitors a metric of the validation set, which may be empty."""
+    """Return whether a callback of this project monitors a validation metric."""
     ours = str(section["_target_"]).startswith("fashion.")
     return ours and str(section.get("monitor", "val/")).startswith("val/")
 
 
 def _classifier(plain: dict[str, Any], data: Any, *, chunked: bool) -> Classifier:
-    """Build the classifier, which takes several batches at once where that changes nothing."""
+    """Build the classifier; if `chunked`, the one that takes several batches per call."""
     trainer = plain["trainer"]
     epochs = trainer.get("max_epochs") or -1
     options: dict[str, Any] = {}
@@ -298,7 +298,7 @@ def _classifier(plain: dict[str, Any], data: Any, *, chunked: bool) -> Classifie
 
 
 def _start_from(classifier: Classifier, folder: str, *, trust: bool) -> None:
-    """Begin with another run's reported weights; those of other shapes stay as they are."""
+    """Load another run's reported weights; those of other names or shapes are left out."""
     source = Run.open(Path(folder).expanduser(), trust=trust)
     given = untrusted.read_checkpoint(source.reported_checkpoint)["state_dict"]
     given = {key: v for key, v in given.items() if key.startswith("network.")}
@@ -312,7 +312,7 @@ def _start_from(classifier: Classifier, folder: str, *, trust: bool) -> None:
 
 
 def _refuse_single_images(classifier: Classifier, data: Any, trainer: Mapping[str, Any]) -> None:
-    """Raises UserError: a dense layer's batch normalization would see a single image."""
+    """Raise UserError if a dense layer's batch normalization would see a single image."""
     if not isinstance(data, FashionMNIST):
         return
     smallest = len(data.train) % data.batch_size or data.batch_size
@@ -340,7 +340,7 @@ def _stopped(callbacks: Any, plain: Mapping[str, Any], epochs: int) -> dict[str,
 
 
 def _notes(number: int, reason: str | None) -> list[str]:
-    """Return what is slower than it could be, or looks so."""
+    """Return notes on threads that are not used and on the slower loop."""
     notes = []
     if number < (most := torch.get_num_threads()):
         notes.append(f"Not all {most} threads, which are no faster now (trainer.threads={number}).")
@@ -356,7 +356,7 @@ def _heading(
     trainer: pl.Trainer,
     notes: Sequence[str],
 ) -> str:
-    """Return two lines about what is trained, on what, and the notes."""
+    """Return a line on network and optimizer, one on data and device, and the notes."""
     parameters = sum(parameter.numel() for parameter in classifier.network.parameters())
     what = [
         f"{type(classifier.network).__name__}, {parameters:,} parameters",
@@ -386,7 +386,7 @@ class EventLogger(TensorBoardLogger):
 
     Args:
         save_dir: the run's folder.
-        steps: done before this training.
+        steps: optimizer steps that were done before this training.
     """
 
     def __init__(self, save_dir: str, *, steps: NonNegativeInt = 0) -> None:
@@ -433,9 +433,10 @@ def build_loggers(sections: Mapping[str, Any] | None, run: Run, steps: int) -> l
     """Build the configuration's loggers, which write into the run's folder.
 
     Args:
-        sections: by a name of the user's.
+        sections: by name.
         run: whose folder it is.
-        steps: done before this training; CSVLogger would delete what it had written until then.
+        steps: optimizer steps done before this training. If there are any, CSVLogger gets another
+            folder: it deletes an earlier file.
 
     Raises:
         UserError: one cannot be built, or its package is not installed.
@@ -466,7 +467,7 @@ def build_trainer(
     """Build Lightning's Trainer with its flags and with what a run folder needs.
 
     Raises:
-        UserError: a flag is unknown, or cannot be had on this machine.
+        UserError: a flag is unknown, or its value is not possible on this machine.
     """
     quieten()
     accelerator = flags.get("accelerator", "auto")
@@ -500,9 +501,9 @@ def build_trainer(
 def _environment(flags: Mapping[str, Any]) -> list[Any]:
     """Return the cluster environment to use in place of the one that Lightning would detect.
 
-    Slurm's variables are set in every job, also where a single process trains: Lightning would then
-    save and requeue by itself, and begin later runs from what another has saved. The run folder and
-    `resume` do that here.
+    Slurm's variables are set in every job, even if a single process trains: Lightning would then
+    save and requeue by itself, and start later runs from a file that another has saved. Here the
+    run folder and `resume` take that role.
     """
     tasks = int(os.environ.get("SLURM_NTASKS") or 1) if SLURMEnvironment.detect() else 1
     several = processes(flags) != 1
@@ -520,7 +521,7 @@ def _environment(flags: Mapping[str, Any]) -> list[Any]:
     if several:
         return []
     alone = LightningEnvironment()
-    alone.set_global_rank(0)  # Slurm's variables had said another, by which loggers are silent
+    alone.set_global_rank(0)  # Slurm's variables may have set another rank, which does not log
     return [alone]
 
 
@@ -537,7 +538,7 @@ def processes(flags: Mapping[str, Any]) -> int:
 
 
 def hardware_precision(accelerator: str) -> str:
-    """Return bf16-mixed where the hardware multiplies bf16 itself; elsewhere it would be slower."""
+    """Return "bf16-mixed" if the hardware multiplies bf16, else "32-true"."""
     if accelerator != "cpu" and torch.accelerator.is_available():
         native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(
             including_emulation=False
@@ -549,23 +550,23 @@ def hardware_precision(accelerator: str) -> str:
 
 
 def prepare_process() -> None:
-    """Set what PyTorch leaves at defaults that slow training on a CPU; before its first work.
+    """Set CPU options whose defaults slow training; call it before torch's first computation.
 
-    Threads take these settings over from the one that starts them.
+    Later threads inherit these settings from the thread that starts them.
     """
     # Weights and Adam's averages of dead units decay to denormal numbers, on which a CPU computes
     # many times slower.
     torch.set_flush_denormal(True)
     if platform.libc_ver()[0] == "glibc":
         # By default freed blocks of megabytes go back to the system, and the next step takes them
-        # anew, with a page fault per page: a quarter of the time of the deck's model.
+        # anew, with a page fault per page: a quarter of the time of model=best.
         libc = ctypes.CDLL(None)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # glibc's greatest
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # glibc's maximum
 
 
 def return_freed_memory() -> None:
-    """Give the system what a run has left free, which `prepare_process` makes the process keep."""
+    """Return freed memory to the system, which `prepare_process` makes the process keep."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
     if torch.cuda.is_initialized():
@@ -574,7 +575,7 @@ def return_freed_memory() -> None:
 
 @contextmanager
 def _no_traceback_of_writers() -> Iterator[None]:
-    """Silence TensorBoard's thread, whose failed writes are raised where an event is added."""
+    """Hide tracebacks of TensorBoard's thread; its failed writes are raised by the next event."""
     handle = threading.excepthook
 
     def pass_over(failure: threading.ExceptHookArgs) -> None:

@@ -1,8 +1,8 @@
-"""How many CPU threads a training uses: measured on the machine as it is, and then kept.
+"""Number of CPU threads of a training: measured when it starts, and kept in its checkpoints.
 
 The threads of an operation wait for the slowest of them. Where another program keeps a core busy,
-all threads are therefore several times slower than one; on a quiet machine they are up to twice as
-fast, or bring a small network nothing.
+all threads are therefore several times slower than one; on an idle machine they are up to twice as
+fast, or no faster if the network is small.
 """
 
 import copy
@@ -19,15 +19,15 @@ from lightning.pytorch.plugins import Precision
 from fashion.data.datamodule import BatchLoader, normalize
 from fashion.training.classifier import Classifier
 
-SECONDS = 0.6  # of measuring, beside the first steps
+SECONDS = 0.6  # of measuring, after the first steps
 STEPS = 3  # at least, with each number of threads
-GAIN = 1.05  # by which all threads must be faster than one: with one, another core stays free
+GAIN = 1.05  # least speedup to use all threads: with one thread the other cores stay free
 
 
 class Threads(Callback):
-    """Keeps the number of threads in the checkpoints, for a resumed run to use the same.
+    """Stores the number of threads in the checkpoints, so that a resumed run uses the same.
 
-    Sums are rounded differently by another number of threads.
+    With another number of threads, sums are rounded differently.
     """
 
     def __init__(self, number: int) -> None:
@@ -46,7 +46,7 @@ def kept_threads(checkpoint: dict[str, Any]) -> int | None:
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
-    """Use so many threads within the block."""
+    """Set torch's number of threads within the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
