@@ -2,14 +2,15 @@
 
 Lightning's own work around each call of `training_step` takes longer than a small network's step.
 Here one call takes all the batches that the loader prepared together. The weights are the same bit
-for bit, except with Muon in bf16-mixed precision: a step within `training_step` is autocast.
-`scripts/benchmark` measures the time saved. Settings that act on single batches (gradient clipping,
-a callback with a hook per batch, several processes, ...) need the ordinary loop.
+for bit, and `scripts/benchmark` measures the time saved. Settings that act on single batches
+(gradient clipping, a callback with a hook per batch, several processes, ...) need the ordinary
+loop.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -54,7 +55,9 @@ class ChunkedClassifier(Classifier):
         self.trainer.fit_loop.epoch_loop._batches_that_stepped += len(parts) - 1  # noqa: SLF001
         for part in parts:
             self.manual_backward(super().training_step(part))
-            optimizer.step()
+            # As in Lightning's own call, which mixed precision does not reach.
+            with torch.autocast(self.device.type, enabled=False):
+                optimizer.step()
             optimizer.zero_grad()
             scheduler.step()
 

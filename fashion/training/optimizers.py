@@ -159,7 +159,7 @@ class Muon(torch.optim.AdamW):
     learning rate alone sets the relative update size, as in KellerJordan/cifar10-airbench.
 
     torch.optim.Muon takes 2-D parameters alone, one matrix at a time, and always computes in
-    bfloat16; here the precision is that of the parameters, or autocast's where it is active.
+    bfloat16; here the precision is that of the parameters.
     """
 
     @torch.no_grad()

@@ -71,9 +71,16 @@ def test_other_reasons() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch_size", [7, 128])
+@pytest.mark.parametrize(
+    ("batch_size", "more"),
+    [
+        (7, ()),
+        (128, ()),
+        (50, ("optimizer=muon", "model.network.batch_norm=true", "trainer.precision=bf16-mixed")),
+    ],
+)
 def test_both_ways_give_the_same_weights_bit_for_bit(
-    tmp_path: Path, tiny_data: Path, batch_size: int
+    tmp_path: Path, tiny_data: Path, batch_size: int, more: tuple[str, ...]
 ) -> None:
     """With dropout, augmentation, a schedule over the steps, and a smaller last batch."""
     overrides = (
@@ -87,6 +94,7 @@ def test_both_ways_give_the_same_weights_bit_for_bit(
         "optimizer.schedule=cosine",
         "optimizer.warmup=0.2",
         "loss.label_smoothing=0.1",
+        *more,
     )
     chunked = fitted(tmp_path / "chunked", tiny_data, *overrides)
     single = fitted(tmp_path / "single", tiny_data, *overrides, callbacks=[Foreign()])
