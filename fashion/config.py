@@ -28,6 +28,7 @@ CONF = next(
 
 PositiveInt = Annotated[int, Gt(0)]
 NonNegativeInt = Annotated[int, Ge(0)]
+Folds = Annotated[int, Ge(2)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Lt(1)]
@@ -101,8 +102,8 @@ TRAINER = {
     "overfit_batches": NonNegativeInt | Annotated[float, Ge(0), Le(1)],
     "enable_progress_bar": bool | None,
 }
-# Keys of Hydra's instantiate, which are not arguments of the target.
-LOADER = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
+# Keys of Hydra's instantiate that are followed, and are not arguments of the target.
+LOADER = ("_target_", "_partial_")
 
 
 def walk(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:

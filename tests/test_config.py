@@ -17,6 +17,8 @@ from fashion.train import check
 N = "model.network"
 # override -> what the message says: key, value, bound
 BAD = {
+    "data.folds=1": "data.folds = 1: input should be greater than or equal to 2",
+    "+optimizer._args_=[1]": "optimizer._args_: there is no such key",
     f"{N}.dropout=1": f"{N}.dropout = 1: input should be less than 1",
     f"{N}.dropout=-0.1": f"{N}.dropout = -0.1: input should be greater than or equal to 0",
     f"{N}.dropout=nan": f"{N}.dropout = nan: input should be",

@@ -11,7 +11,7 @@ import torchvision
 from jaxtyping import Float, Int, Num, UInt8
 from torch import Tensor
 
-from fashion.config import NonNegativeInt, PositiveInt, Seed, build, check_sizes
+from fashion.config import Folds, NonNegativeInt, PositiveInt, Seed, build, check_sizes
 from fashion.data import CLASSES, download
 from fashion.data.augmentation import Augment, per_image
 from fashion.errors import UserError
@@ -211,7 +211,7 @@ class FashionMNIST(pl.LightningDataModule):
         official: bool = True,
         dataset: Literal["FashionMNIST", "MNIST", "KMNIST"] = "FashionMNIST",
         classes: list[str] | None = None,
-        folds: PositiveInt | None = None,
+        folds: Folds | None = None,
         fold: NonNegativeInt = 0,
         on_device: bool = True,
     ) -> None:
