@@ -30,7 +30,9 @@ def composed(*overrides: str) -> Any:
 
 def test_fast_is_the_record_at_the_small_end() -> None:
     fast = composed("experiment=fast")
-    record = composed("experiment=record", f"trainer.max_epochs={fast.trainer.max_epochs}")
+    trainer = fast.trainer
+    epochs = [f"trainer.{k}={trainer[k]}" for k in ("max_epochs", "check_val_every_n_epoch")]
+    record = composed("experiment=record", *epochs)
     assert fast.name == "fast"
     fast.name = record.name
     assert OmegaConf.to_container(fast, resolve=True) == OmegaConf.to_container(
