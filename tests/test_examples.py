@@ -1,4 +1,4 @@
-"""Examples: each command of examples/exploration/README.md trains a step on tiny data."""
+"""Examples: each command of their READMEs trains a step on tiny data."""
 
 import re
 import shlex
@@ -74,6 +74,101 @@ def test_the_search(command: Command, tiny_data: Path) -> None:
     done = command("tune", *words, *tiny_overrides(tiny_data), *tiny, *short)
     assert done.status == 0, done.err
     assert len([run for run in Run.find(Path("logs/stems-search/trials")) if run.finished]) == 2
+
+
+RECORD = ROOT / "examples/record"
+IDEAS = sorted(path.stem for path in RECORD.glob("experiment/*.yaml"))
+
+
+def test_the_grid_of_ideas_has_them_all() -> None:
+    (listed,) = re.findall(r"-m experiment=([\w,]+)", (RECORD / "README.md").read_text("utf-8"))
+    assert sorted(listed.split(",")) == IDEAS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("idea", IDEAS)
+def test_an_idea(command: Command, tiny_data: Path, idea: str) -> None:
+    options = ["--config-dir", "examples/record", f"experiment={idea}", *tiny_overrides(tiny_data)]
+    tiny = [each for each in TINY if idea != "batch250" or "batch_size" not in each]
+    done = command("train", *options, *tiny, "data.batch_size=20")
+    assert done.status == 0, done.err
+    (run,) = Run.find(Path("logs"))
+    assert run.config.name == idea
+
+
+def ideas() -> Any:
+    from examples.record import ideas
+
+    return ideas
+
+
+def test_rectangles() -> None:
+    images, labels = torch.full((400, 28, 28), 9, dtype=torch.uint8), torch.arange(400) % 10
+    erased, same = ideas().Rectangles(probability=0.5, largest=0.25)(images, labels)
+    assert torch.equal(same, labels)
+    black = (erased == 0).float().mean((1, 2))
+    assert 0.4 < (black > 0).float().mean() < 0.6
+    assert 0.01 < black[black > 0].min() < black.max() < 0.3  # sides are whole pixels
+    box = erased[black.argmax()] == 0
+    assert box.sum() == box.any(0).sum() * box.any(1).sum()
+    off = ideas().Rectangles(clean_epochs=1)
+    off.set_epoch(3, 4)
+    assert torch.equal(off(images, labels)[0], images)
+
+
+@pytest.mark.parametrize("how", ["cutmix", "mixup"])
+def test_mixing(how: str) -> None:
+    labels = torch.arange(400) % 10
+    images = (25 * labels).to(torch.uint8)[:, None, None].expand(-1, 28, 28)
+    mixing = ideas().Mixing(how=how, probability=0.5, clean_epochs=1)
+    mixed, targets = mixing(images, labels)
+    # A pixel's mean is that of the classes in proportion.
+    torch.testing.assert_close(
+        mixed.float().mean((1, 2)), targets @ (25.0 * torch.arange(10)), atol=1e-2, rtol=0
+    )
+    torch.testing.assert_close(targets.sum(1), torch.ones(400))
+    assert 0.3 < (targets.max(1).values < 1).float().mean() < 0.6
+    mixing.set_epoch(3, 4)
+    assert torch.equal(mixing(images, labels)[0], images)
+
+
+def test_affine() -> None:
+    images = torch.randint(256, (8, 28, 28), dtype=torch.uint8)
+    labels = torch.zeros(8, dtype=torch.int64)
+    same, _ = ideas().Affine(degrees=0, scale=0)(images, labels)
+    torch.testing.assert_close(same, images.float(), atol=1e-2, rtol=0)
+    moved, _ = ideas().Affine(degrees=10, scale=0.1)(images, labels)
+    assert 0 <= moved.min() < moved.max() <= 255
+    assert (moved - images).abs().mean() > 1
+
+
+def test_an_ensemble_averages_probabilities_and_shares_batches_out() -> None:
+    network = ideas().Ensemble(members=2, widths=[8, 8], depth=1)
+    first, second = network.members
+    images = torch.randn(6, 1, 28, 28)
+    network.eval()
+    expected = (first(images).softmax(1) + second(images).softmax(1)) / 2
+    torch.testing.assert_close(network(images).softmax(1), expected)
+    network.train()
+    assert network(images).shape == (6, 10)
+    network.zero_grad()
+    network(images)[:3].sum().backward()
+    assert not next(second.parameters()).grad.any()
+
+
+def test_dropped_branches() -> None:
+    network = ideas().DropPathNet(drop_path=0.5, widths=[8], depth=1)
+    (branch,) = (layer for layer in network if type(layer).__name__ == "_DropPath")
+    for layer in branch.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eval()
+    x = torch.rand(4000, 8, 3, 3)
+    whole = branch.eval()(x)
+    branch.training = True
+    dropped = branch(x)
+    kept = (dropped != x).flatten(1).any(1)
+    assert 0.4 < kept.float().mean() < 0.6
+    torch.testing.assert_close(dropped[kept] - x[kept], 2 * (whole - x)[kept])
 
 
 def test_every_stem_and_way_to_halve_gives_logits() -> None:

@@ -1,0 +1,222 @@
+"""Ideas for long trainings of `experiment=record`: regularization, networks, an ensemble in one.
+
+Augmentations take and return a batch: uint8 images (batch, 28, 28) and labels (batch,).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from examples.exploration.exploration import Residual, StagedNet
+from fashion.training.networks import ResNet
+
+
+class Rectangles:
+    """Random erasing (Zhong et al. 2020): rectangles of random size, shape and place, in black.
+
+    Args:
+        probability: with which an image gets each of them.
+        count: rectangles.
+        largest: greatest fraction of the image's area; the smallest is 0.02.
+        ratio: greatest ratio of the sides.
+        clean_epochs: epochs at the end without them.
+    """
+
+    def __init__(
+        self,
+        *,
+        probability: float = 0.5,
+        count: int = 1,
+        largest: float = 0.4,
+        ratio: float = 3.0,
+        clean_epochs: int = 0,
+    ) -> None:
+        self.probability, self.count = probability, count
+        self.largest, self.ratio = largest, ratio
+        self.clean_epochs = clean_epochs
+        self.active = True
+
+    def set_epoch(self, epoch: int, epochs: int) -> None:
+        self.active = epochs < 1 or epoch < epochs - self.clean_epochs
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        for _ in range(self.count if self.active else 0):
+            count, size = images.shape[:2]
+            area = size**2 * torch.empty(count).uniform_(0.02, self.largest)
+            bound = math.log(self.ratio)
+            stretch = torch.empty(count).uniform_(-bound, bound).exp().sqrt()
+            height, width = area.sqrt() * stretch, area.sqrt() / stretch
+            erased = boxes(size, height, width, inside=True)
+            chosen = torch.rand(count) < self.probability
+            images = images.masked_fill(erased & chosen[:, None, None], 0)
+        return images, labels
+
+
+class Mixing:
+    """CutMix (Yun et al. 2019) or mixup (Zhang et al. 2018), each image with its own partner.
+
+    Args:
+        how: "cutmix" or "mixup".
+        probability: fraction of the images that are mixed.
+        alpha: of the Beta distribution of the partner's fraction; 1 is uniform.
+        clean_epochs: epochs at the end without it.
+        num_classes: number of classes; targets are probabilities.
+    """
+
+    def __init__(
+        self,
+        *,
+        how: str = "cutmix",
+        probability: float = 0.5,
+        alpha: float = 1.0,
+        clean_epochs: int = 0,
+        num_classes: int = 10,
+    ) -> None:
+        self.how, self.probability, self.alpha = how, probability, alpha
+        self.clean_epochs, self.num_classes = clean_epochs, num_classes
+        self.active = True
+
+    def set_epoch(self, epoch: int, epochs: int) -> None:
+        self.active = epochs < 1 or epoch < epochs - self.clean_epochs
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        targets = functional.one_hot(labels, self.num_classes).float()
+        if not self.active:
+            return images, targets
+        count, size = images.shape[:2]
+        order = torch.randperm(count)
+        fraction = torch._sample_dirichlet(torch.full((count, 2), self.alpha))[:, 0]  # noqa: SLF001
+        fraction *= torch.rand(count) < self.probability
+        if self.how == "cutmix":
+            side = size * fraction.sqrt()
+            box = boxes(size, side, side, inside=False)
+            fraction = box.float().mean((1, 2))
+            mixed = torch.where(box, images[order], images)
+        else:
+            share = fraction[:, None, None]
+            mixed = torch.lerp(images.float(), images[order].float(), share)
+        return mixed, torch.lerp(targets, targets[order], fraction[:, None])
+
+
+def boxes(size: int, height: Tensor, width: Tensor, *, inside: bool) -> Tensor:
+    """Return masks (n, size, size) of boxes at random places: whole, or with any center."""
+
+    def line(length: Tensor) -> Tensor:
+        length = length.round().clamp(max=size)
+        place = torch.rand(len(length))
+        first = place * (size - length + 1) if inside else place * size - length / 2
+        first = first.floor()[:, None]
+        pixels = torch.arange(size)
+        return (pixels >= first) & (pixels < first + length[:, None])
+
+    return line(height)[:, :, None] & line(width)[:, None, :]
+
+
+class Affine:
+    """Rotates and stretches each image by a little, with linear interpolation.
+
+    Args:
+        degrees: greatest rotation.
+        scale: greatest relative change of each side.
+    """
+
+    def __init__(self, *, degrees: float = 5.0, scale: float = 0.1) -> None:
+        self.degrees, self.scale = degrees, scale
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        count = len(images)
+        angle = torch.empty(count).uniform_(-self.degrees, self.degrees).deg2rad()
+        sides = 1 + torch.empty(2, count).uniform_(-self.scale, self.scale)
+        zero = torch.zeros(count)
+        rows = [
+            torch.stack([angle.cos() * sides[0], -angle.sin() * sides[0], zero], 1),
+            torch.stack([angle.sin() * sides[1], angle.cos() * sides[1], zero], 1),
+        ]
+        grid = functional.affine_grid(
+            torch.stack(rows, 1), [count, 1, *images.shape[1:]], align_corners=False
+        )
+        moved = functional.grid_sample(images[:, None].float(), grid, align_corners=False)
+        return moved[:, 0], labels
+
+
+class DropPathNet(StagedNet):
+    """StagedNet whose residual branches are left out at random (Huang et al. 2016).
+
+    Args:
+        drop_path: fraction of the images for which a branch is left out in training.
+        options: of StagedNet.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        *,
+        drop_path: float = 0.1,
+        widths: Sequence[int] = (32, 64, 128),
+        depth: int = 2,
+        squeeze: bool = False,
+        activation: str = "relu",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(
+            num_classes,
+            widths=widths,
+            depth=depth,
+            residual=True,
+            squeeze=squeeze,
+            activation=activation,
+            dropout=dropout,
+        )
+        for name, layer in self.named_children():
+            if isinstance(layer, Residual):
+                setattr(self, name, _DropPath(layer, drop_path))
+
+
+class _DropPath(nn.Module):
+    def __init__(self, branch: Residual, fraction: float) -> None:
+        super().__init__()
+        self.branch, self.fraction = branch, fraction
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.branch(x)
+        if not self.training or not self.fraction:
+            return y
+        kept = torch.rand(len(x), 1, 1, 1) >= self.fraction
+        return x + (y - x) * kept / (1 - self.fraction)
+
+
+class Ensemble(nn.Module):
+    """Networks that share each training batch out, and whose probabilities are averaged.
+
+    Each is trained on its own part of every batch, so that an epoch costs as much as one network's
+    and each of them sees all images once in as many epochs as there are networks.
+
+    Args:
+        num_classes: number of logits.
+        members: number of networks.
+        widths: of each (see fashion.training.networks.ResNet).
+        depth: of each.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        *,
+        members: int = 2,
+        widths: Sequence[int] = (32, 64, 128),
+        depth: int = 2,
+    ) -> None:
+        super().__init__()
+        networks = [ResNet(num_classes, widths=list(widths), depth=depth) for _ in range(members)]
+        self.members = nn.ModuleList(networks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            parts = images.tensor_split(len(self.members))
+            each = [member(part) for member, part in zip(self.members, parts, strict=True)]
+            return torch.cat(each)
+        each = [member(images).float().log_softmax(1) for member in self.members]
+        return torch.stack(each).logsumexp(0) - math.log(len(each))
