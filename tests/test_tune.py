@@ -529,10 +529,15 @@ def test_what_a_terminal_shows_of_a_running_trial(
     )
     display = workers._Display(search)  # noqa: SLF001
     assert display.update() == 0
+    run = Run(tmp_path / "run")
+    run.write_text("history.csv", "epoch,val/acc\n1,0.5\n2,0.75\n3,\n")  # 3: no validation
+    display.confirming = {"winner": run}
+    display.update()
     display.close()
     shown = capfd.readouterr().out
     for part in ("Warning: steps", "trial 0", "81.25 % after 1 epoch", "0 of 7 trials", "left"):
         assert part in shown
+    assert "75.00 % after 2 epochs" in shown
     assert written  # the page, while the search runs
 
 
