@@ -340,6 +340,27 @@ def test_a_grid_of_one_run_has_a_folder_in_the_grid_s(train: Command) -> None:
     assert run.folder.parent == Path("grid")
 
 
+@pytest.mark.parametrize(("given", "name"), [((), "smoke"), (("sweep=abc",), "abc")])
+def test_a_grid_s_folder_has_the_name_that_is_given(
+    train: Command, given: tuple[str, ...], name: str
+) -> None:
+    done = train("-m", *given)
+    assert (done.status, done.err) == (0, "")
+    (run,) = Run.find(Path("logs"))
+    assert run.folder.parent == Path("logs", name)
+    assert run.config.sweep == name
+
+
+def test_a_refused_name_leaves_no_folder(train: Command) -> None:
+    refused(train("name=.."), 'name = ".." (text)')
+    assert not Path("logs").exists()
+    Path("logs/run-0").mkdir(parents=True)
+    Path("mine").mkdir()
+    refused(train("name=.."), 'name = ".." (text)')
+    refused(train("name=..", "hydra.run.dir=mine/a/b"), 'name = ".." (text)')
+    assert {str(path) for path in Path().rglob("*")} == {"logs", "logs/run-0", "mine"}
+
+
 # O. The reader goes away.
 
 
