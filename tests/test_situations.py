@@ -171,10 +171,12 @@ def test_an_output_file_replaces_none(command: Command, tiny_run: Path, argument
 
 
 def test_figures_replace_none(command: Command, tiny_run: Path) -> None:
-    run = shutil.copytree(tiny_run, "run")
+    run = Path(shutil.copytree(tiny_run, "run"))
     before = foreign_files("slides", "loss-dark.svg")
+    (run / "val.npz").unlink()
     refused(command("evaluate", run, "--figures", "slides"), "slides/loss-dark.svg exists")
     assert content("slides") == before
+    assert not (run / "val.npz").exists()  # refused before the evaluation
 
 
 def test_what_is_no_file_is_not_replaced_and_no_output_by_another(
