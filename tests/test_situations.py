@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Command, Outcome, make_data, tiny_overrides
+from conftest import Command, Outcome, make_data, refused, tiny_overrides
 from lightning_utilities.core.rank_zero import rank_zero_only
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -82,14 +82,6 @@ def start(*arguments: object, **more: Any) -> subprocess.Popen[str]:
     given = [sys.executable, *map(str, arguments)]
     more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more
     return subprocess.Popen(given, env=environment, text=True, **more)
-
-
-def refused(done: Outcome, *parts: str) -> None:
-    assert done.status == 1, done.out
-    assert "Traceback" not in done.out + done.err
-    assert done.err.startswith("error: "), done.err
-    for part in parts:
-        assert part in done.err
 
 
 def content(folder: Path | str) -> dict[str, bytes]:
