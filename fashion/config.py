@@ -497,10 +497,12 @@ def expand_home(arguments: Iterable[str]) -> list[str]:
 
 
 def existing_folders(arguments: Iterable[str]) -> set[Path]:
-    """Return the existing folders that a command line names, and their direct subfolders."""
-    named = [folder.resolve() for key, folder in map(_folder, arguments) if key]
-    found = [folder for folder in named if folder.is_dir()]
-    return {*found, *(below for folder in found for below in folder.iterdir() if below.is_dir())}
+    """Return the folders that exist of those a command line names, above them and in them."""
+    # Runs are in logs/ where nothing else is named.
+    named = [folder.resolve() for key, folder in map(_folder, ["folder=logs", *arguments]) if key]
+    around = [each for folder in named for each in (folder, *folder.parents)]
+    found = [*around, *(below for folder in named if folder.is_dir() for below in folder.iterdir())]
+    return {folder for folder in found if folder.is_dir()}
 
 
 def _folder(argument: str) -> tuple[str, Path]:

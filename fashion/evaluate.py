@@ -50,18 +50,20 @@ def main() -> None:
             if options.split == "val" and not run.validates:
                 raise UserError(f"{run.folder} has no validation split (data.val_size = 0).")
 
+        from fashion.report import slides
         from fashion.report.evaluation import refuse_other_splits
         from fashion.training.process import prepare_process
 
+        # Now rather than after minutes of evaluation.
+        drawn = slides.files(options.figures) if options.figures else []
+        refuse_existing(drawn, force=options.force)
         if options.split == "val":
             refuse_other_splits(runs, folds=False)
         prepare_process()
         for run in runs:
             evaluation = _evaluate(run, options)
         if options.figures:
-            from fashion.report.slides import write_run
-
-            write_run(runs[0], evaluation, options.figures, force=options.force)
+            slides.write_run(runs[0], evaluation, options.figures, force=options.force)
         if options.mistakes:
             with atomic_write(options.mistakes) as file:
                 file.write(evaluation.mistakes_csv().encode())

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -33,6 +32,7 @@ from fashion.errors import (
     message,
     print_help,
 )
+from fashion.search.workers import SetHydraConfig
 
 if TYPE_CHECKING:
     from fashion.runs.run import Run
@@ -295,10 +295,13 @@ def keep_folders(arguments: Sequence[str]) -> None:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    """Remove an empty run folder that Hydra has created before the configuration was checked."""
-    if folder.resolve() not in EXISTED:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+    """Remove the folders that Hydra makes before anything can be checked, but none of `EXISTED`."""
+    folder = folder.resolve()
+    with contextlib.suppress(OSError):
+        for made in (folder, *folder.parents):
+            if made in EXISTED:
+                break
+            made.rmdir()
 
 
 def _named(hydra_config: Any) -> bool:
@@ -329,7 +332,7 @@ def _summarize(run: "Run") -> None:
     print("\n".join(lines))
 
 
-class ShowGrid(Callback):
+class ShowGrid(SetHydraConfig):
     """Hydra's callback that prints the table of a grid, whichever processes have trained it."""
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:

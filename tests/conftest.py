@@ -125,6 +125,20 @@ class Outcome(NamedTuple):
 Command = Callable[..., Outcome]
 
 
+def refused(done: Outcome, *parts: str) -> None:
+    """Check that a command has ended with one message, which holds these parts."""
+    assert done.status == 1, done.out
+    assert "Traceback" not in done.out + done.err
+    assert done.err.startswith("error: "), done.err
+    for part in parts:
+        assert part in done.err
+
+
+def refused_in_a_line(done: Outcome, *parts: str) -> None:
+    refused(done, *parts)
+    assert len(done.err.splitlines()) == 1, done.err
+
+
 @pytest.fixture
 def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """Return a function that runs `python -m fashion.NAME ARGUMENTS` in this process.

@@ -254,6 +254,8 @@ def test_checks() -> None:
         json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("resume", "check_search", "growth", "photos")
     )
+    runs = len(growth["footprints"])
+    fifth, last = (growth["footprints"][number]["bytes"] for number in (4, -1))
     plain = photos["kinds"]["undisguised"]
     others = [kind for name, kind in photos["kinds"].items() if name != "undisguised"]
     seen = sum(kind["correct or remarked"] for kind in others) / sum(k["n"] for k in others)
@@ -261,7 +263,7 @@ def test_checks() -> None:
         f"{resume['equal']} of {len(resume['trials'])} equal",
         f"killed (-9) {len(search['kills'])} times",
         f"all {search['trials']} trials ended",
-        f"{growth['growth']['bytes']:.0f} MB per run",
+        f"{runs} runs in one process | {(last - fifth) / (runs - 5) / 1e6:.0f} MB per run",
         f"{plain['n']:,} validation images as synthetic photos",
         f"{100 * plain['correct'] / plain['n']:.1f} % correct",
         f"{100 * photos['dataset images, correct'] / plain['n']:.1f} % as they are",

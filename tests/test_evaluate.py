@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Command, Outcome, run_command, tiny_overrides
+from conftest import Command, refused, run_command, tiny_overrides
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -65,14 +65,6 @@ def change(run: Run, **changes: Any) -> None:
         else:
             node[name] = value
     path.write_text(OmegaConf.to_yaml(config))
-
-
-def refused(done: Outcome, *parts: str) -> None:
-    assert done.status == 1, done.out
-    assert "Traceback" not in done.out + done.err
-    assert done.err.startswith("error: "), done.err
-    for part in parts:
-        assert part in done.err
 
 
 def percent(found: dict[str, Any], key: str) -> str:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import Command, Outcome, tiny_overrides
+from conftest import Command, tiny_overrides
+from conftest import refused_in_a_line as refused
 
 from fashion import export
 from fashion.data import CLASSES
@@ -62,14 +63,6 @@ def run(tiny_run: Path, tmp_path: Path) -> Run:
     run = Run(Path(shutil.copytree(tiny_run, tmp_path / "run")))
     run.update_metrics({"val/temperature": TEMPERATURE})
     return run
-
-
-def refused(done: Outcome, *parts: str) -> None:
-    assert done.status == 1, done.out
-    assert done.err.startswith("error: "), done.err
-    assert len(done.err.splitlines()) == 1, done.err
-    for part in parts:
-        assert part in done.err
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from conftest import Command, Outcome, tiny_overrides, write_idx
+from conftest import Command, tiny_overrides, write_idx
+from conftest import refused_in_a_line as refused
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -88,14 +89,6 @@ def test_its_classes_are_named_everywhere(
     image, photo = json.loads(done.out)
     assert {each["class"] for each in image["likeliest"]} <= {*classes}
     assert "only 28 x 28 images in its data's format can be predicted" in photo["error"]
-
-
-def refused(done: Outcome, *parts: str) -> None:
-    assert done.status == 1, done.out
-    assert done.err.startswith("error: "), done.err
-    assert len(done.err.splitlines()) == 1, done.err
-    for part in parts:
-        assert part in done.err
 
 
 def test_more_labels_than_names(command: Command, tiny_data: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Command, Outcome, make_data, tiny_overrides
+from conftest import Command, Outcome, make_data, refused, tiny_overrides
 from lightning_utilities.core.rank_zero import rank_zero_only
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -82,14 +82,6 @@ def start(*arguments: object, **more: Any) -> subprocess.Popen[str]:
     given = [sys.executable, *map(str, arguments)]
     more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more
     return subprocess.Popen(given, env=environment, text=True, **more)
-
-
-def refused(done: Outcome, *parts: str) -> None:
-    assert done.status == 1, done.out
-    assert "Traceback" not in done.out + done.err
-    assert done.err.startswith("error: "), done.err
-    for part in parts:
-        assert part in done.err
 
 
 def content(folder: Path | str) -> dict[str, bytes]:
@@ -171,10 +163,12 @@ def test_an_output_file_replaces_none(command: Command, tiny_run: Path, argument
 
 
 def test_figures_replace_none(command: Command, tiny_run: Path) -> None:
-    run = shutil.copytree(tiny_run, "run")
+    run = Path(shutil.copytree(tiny_run, "run"))
     before = foreign_files("slides", "loss-dark.svg")
+    (run / "val.npz").unlink()
     refused(command("evaluate", run, "--figures", "slides"), "slides/loss-dark.svg exists")
     assert content("slides") == before
+    assert not (run / "val.npz").exists()  # refused before the evaluation
 
 
 def test_what_is_no_file_is_not_replaced_and_no_output_by_another(
@@ -338,6 +332,27 @@ def test_a_grid_of_one_run_has_a_folder_in_the_grid_s(train: Command) -> None:
     assert train("-m", "hydra.sweep.dir=grid").status == 0
     (run,) = Run.find(Path("grid"))
     assert run.folder.parent == Path("grid")
+
+
+@pytest.mark.parametrize(("given", "name"), [((), "smoke"), (("sweep=abc",), "abc")])
+def test_a_grid_s_folder_has_the_name_that_is_given(
+    train: Command, given: tuple[str, ...], name: str
+) -> None:
+    done = train("-m", *given)
+    assert (done.status, done.err) == (0, "")
+    (run,) = Run.find(Path("logs"))
+    assert run.folder.parent == Path("logs", name)
+    assert run.config.sweep == name
+
+
+def test_a_refused_name_leaves_no_folder(train: Command) -> None:
+    refused(train("name=.."), 'name = ".." (text)')
+    assert not Path("logs").exists()
+    Path("logs/run-0").mkdir(parents=True)
+    Path("mine").mkdir()
+    refused(train("name=.."), 'name = ".." (text)')
+    refused(train("name=..", "hydra.run.dir=mine/a/b"), 'name = ".." (text)')
+    assert {str(path) for path in Path().rglob("*")} == {"logs", "logs/run-0", "mine"}
 
 
 # O. The reader goes away.

@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from conftest import Command, Outcome, make_data, run_command, tiny_overrides
+from conftest import Command, Outcome, make_data, refused, run_command, tiny_overrides
 from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
@@ -66,14 +66,6 @@ def weights(folder: Path, name: str = "best") -> dict[str, torch.Tensor]:
 def equal(first: Path, second: Path, name: str = "best") -> bool:
     others = weights(second, name)
     return all(torch.equal(weight, others[name]) for name, weight in weights(first).items())
-
-
-def refused(done: Outcome, *parts: str) -> None:
-    assert done.status == 1, done.out
-    assert "Traceback" not in done.out + done.err
-    assert done.err.startswith("error: "), done.err
-    for part in parts:
-        assert part in done.err
 
 
 def test_a_run_leaves_its_folder(tiny_run: Path) -> None:

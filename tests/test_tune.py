@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Command, Outcome, composed, run_command, tiny_overrides
+from conftest import Command, Outcome, composed, refused, run_command, tiny_overrides
 from omegaconf import DictConfig, OmegaConf
 from optuna.exceptions import StorageInternalError
 from optuna.pruners import NopPruner
@@ -80,14 +80,6 @@ def outcomes(folder: Path) -> list[tuple[Any, ...]]:
         (trial.state, trial.params, trial.value, trial.intermediate_values)
         for trial in trials_of(folder)
     ]
-
-
-def assert_refused(done: Outcome, *parts: str) -> None:
-    assert done.status == 1, done.out
-    assert "Traceback" not in done.out + done.err
-    assert done.err.startswith("error: "), done.err
-    for part in parts:
-        assert part in done.err
 
 
 Searched = tuple[Path, str]
@@ -201,7 +193,7 @@ def test_another_search_s_folder(searched: Searched, tiny_data: Path, command: C
     folder, _ = searched
     for other in ("trainer.max_epochs=3", "pruning.reduction_factor=4", "seed=1"):
         done = command("tune", *overrides(tiny_data, folder, "worker=0", other))
-        assert_refused(done, f"{folder} holds another search: it differs in")
+        refused(done, f"{folder} holds another search: it differs in")
         assert other.partition("=")[0] in done.err
 
 
@@ -213,7 +205,7 @@ def test_workers_that_fail_cost_no_conclusion(
 
     monkeypatch.setattr(tune, "supervise", failing)
     done = command("tune", *overrides(tiny_data, searched[0]))
-    assert_refused(done, "A worker failed")
+    refused(done, "A worker failed")
     assert "Winner: " in done.out
 
 
@@ -359,7 +351,7 @@ def test_a_file_system_that_does_not_share_locks(
         study._storage.set_trial_user_attr(trial._trial_id, ATTEMPTS, attempts)  # noqa: SLF001
 
     monkeypatch.setattr(OptunaPruning, "on_train_epoch_end", taken)
-    assert_refused(search("a"), "does not share locks between machines")
+    refused(search("a"), "does not share locks between machines")
     (trial,) = trials_of(tmp_path / "a")
     assert trial.state == TrialState.RUNNING  # the other one's
 
@@ -368,7 +360,7 @@ def test_a_folder_with_trials_of_another_study(search: Command, tmp_path: Path) 
     assert search("a", "trials=1", "confirm.seeds=0").status == 0
     for name in ("study.db", "study.db-wal", "study.db-shm"):
         (tmp_path / "a" / name).unlink(missing_ok=True)
-    assert_refused(search("a", "trials=1"), f"{tmp_path}/a holds trials, and tiny in sqlite:///")
+    refused(search("a", "trials=1"), f"{tmp_path}/a holds trials, and tiny in sqlite:///")
 
 
 # The winner's experiment.
@@ -403,7 +395,7 @@ def test_what_the_search_was_given_is_in_the_winner_s_command(
     done = search("a", *given)
     assert done.status == 0, done.err  # this search's own file
     file.write_text("# mine\n")
-    assert_refused(search("b", f"save_as={file}"), f"{file} exists, and this search has not")
+    refused(search("b", f"save_as={file}"), f"{file} exists, and this search has not")
     assert file.read_text() == "# mine\n"
     assert not (tmp_path / "b").exists()
 
@@ -435,19 +427,19 @@ def test_what_the_search_was_given_is_in_the_winner_s_command(
 def test_a_wrong_search_is_refused_before_anything_is_made(
     search: Command, tmp_path: Path, override: str, message: str
 ) -> None:
-    assert_refused(search("a", *override.split()), message)
+    refused(search("a", *override.split()), message)
     assert not (tmp_path / "a").exists()
 
 
 def test_a_wrong_space_is_refused_before_anything_is_made(search: Command, tmp_path: Path) -> None:
     done = search("a", space="optimizer.rate: {float: [0, 1]}")
-    assert_refused(done, "search.optimizer.rate: there is no such key")
+    refused(done, "search.optimizer.rate: there is no such key")
     assert not (tmp_path / "a").exists()
 
 
 def test_hydra_s_run_dir_is_not_a_search_s_folder(search: Command, tmp_path: Path) -> None:
     done = search("a", f"hydra.run.dir={tmp_path}/b")
-    assert_refused(done, "a search's folder is set by folder=FOLDER")
+    refused(done, "a search's folder is set by folder=FOLDER")
     assert not list(tmp_path.glob("[ab]"))
 
 
@@ -529,10 +521,15 @@ def test_what_a_terminal_shows_of_a_running_trial(
     )
     display = workers._Display(search)  # noqa: SLF001
     assert display.update() == 0
+    run = Run(tmp_path / "run")
+    run.write_text("history.csv", "epoch,val/acc\n1,0.5\n2,0.75\n3,\n")  # 3: no validation
+    display.confirming = {"winner": run}
+    display.update()
     display.close()
     shown = capfd.readouterr().out
     for part in ("Warning: steps", "trial 0", "81.25 % after 1 epoch", "0 of 7 trials", "left"):
         assert part in shown
+    assert "75.00 % after 2 epochs" in shown
     assert written  # the page, while the search runs
 
 

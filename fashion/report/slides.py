@@ -23,6 +23,7 @@ from fashion.runs.run import Run
 SIZE = (20 / 3, 3.75)  # inches, half of a slide's: text of 6 pt has 12 pt on the slide
 DPI = 288  # 1920 x 1080 pixels
 NAMES = ("accuracy", "loss", "confusion_matrix", "classes", "mistakes", "calibration")
+KINDS = ("png", "svg")
 GROUPS = 8  # rows of a comparison that a slide shows
 PHOTOS = 2  # per slide
 THEMES: dict[str, Callable[[], AbstractContextManager[None]]] = {
@@ -74,19 +75,22 @@ def write_predictions(
     )
 
 
-def _write(folder: Path, names: Sequence[str], draw: Callable[[], Slides], *, force: bool) -> None:
-    kinds = ("png", "svg")
-    paths = [
-        folder / f"{name}-{theme}.{kind}" for name in names for theme in THEMES for kind in kinds
+def files(folder: Path, names: Sequence[str] = NAMES) -> list[Path]:
+    """Return the files of figures, by default a run's."""
+    return [
+        folder / f"{name}-{theme}.{kind}" for name in names for theme in THEMES for kind in KINDS
     ]
-    refuse_existing(paths, force=force)
+
+
+def _write(folder: Path, names: Sequence[str], draw: Callable[[], Slides], *, force: bool) -> None:
+    refuse_existing(files(folder, names), force=force)
     for theme, colors in THEMES.items():
         style = mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": theme})
         with colors(), style, warnings.catch_warnings():
             # A photo's name may hold letters that matplotlib's font lacks: it draws boxes.
             warnings.filterwarnings("ignore", "Glyph")
             for name, figure in draw():
-                for kind in kinds:
+                for kind in KINDS:
                     with atomic_write(folder / f"{name}-{theme}.{kind}") as file:
                         figure.savefig(file, format=kind, dpi=DPI, facecolor=figures.PAPER)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -205,9 +206,9 @@ class _Display:
             status = f"{len(finished)} of {count(len(self.confirming), 'confirming run')}"
             done += len(finished)
             rows = [
-                (name, f"{percent(run.history['val/acc'][-1], 2)} after {count(epochs, 'epoch')}")
+                (name, f"{percent(last[1], 2)} after {count(int(last[0]), 'epoch')}")
                 for name, run in self.confirming.items()
-                if name not in finished and (epochs := len(run.history.get("val/acc", ())))
+                if name not in finished and (last := _last_validation(run))
             ]
         self._show(rows, status)
         return done
@@ -263,6 +264,13 @@ class _Display:
             pace = (now - self.began) / (done - self.before)
             bounds.append(pace * (self.search.config.trials - done))
         return f", at most {duration(max(min(bounds), 0))} left" if bounds else ""
+
+
+def _last_validation(run: "Run") -> tuple[float, float] | None:
+    """Return the last epoch after which a run was validated, and the accuracy; None before it."""
+    history = run.history
+    pairs = zip(history.get("epoch", ()), history.get("val/acc", ()), strict=False)
+    return max((pair for pair in pairs if not math.isnan(pair[1])), default=None)
 
 
 def count(number: int, noun: str) -> str:

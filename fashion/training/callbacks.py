@@ -91,6 +91,8 @@ class Timing(Callback):
         self.images = 0  # seen in whole training epochs
         self.epoch_seconds = 0.0  # of the last epoch, without validation
         self.epoch_images = 0
+        # Of the running epoch: 0 without a validation. A sanity check comes before the first epoch.
+        self.validation_seconds = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -111,11 +113,10 @@ class Timing(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self._fit_start = time.perf_counter() - self.seconds
-        self._validation = 0.0  # of a sanity check, which comes before the first epoch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self._epoch_start = time.perf_counter()
-        self._validation, self.epoch_images = 0.0, 0
+        self.validation_seconds, self.epoch_images = 0.0, 0
 
     def on_train_batch_end(
         self,
@@ -131,15 +132,23 @@ class Timing(Callback):
         self._validation_start = time.perf_counter()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        self._validation += time.perf_counter() - self._validation_start
+        self.validation_seconds += time.perf_counter() - self._validation_start
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        self.epoch_seconds = time.perf_counter() - self._epoch_start - self._validation
+        self.epoch_seconds = time.perf_counter() - self._epoch_start - self.validation_seconds
         self.training_seconds += self.epoch_seconds
         self.images += self.epoch_images
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self.seconds = time.perf_counter() - self._fit_start
+
+    def epoch_metrics(self, trainer: pl.Trainer) -> dict[str, Tensor]:
+        """Return the metrics of the epoch that ends, without an earlier epoch's validation."""
+        return {
+            key: value
+            for key, value in trainer.callback_metrics.items()
+            if self.validation_seconds or not key.startswith("val/")
+        }
 
 
 class History(Checkpoint):
@@ -151,7 +160,7 @@ class History(Checkpoint):
 
     Args:
         path: of the file.
-        timing: whose epochs' seconds are recorded.
+        timing: the fit's.
     """
 
     def __init__(self, path: Path, timing: Timing) -> None:
@@ -186,7 +195,7 @@ class History(Checkpoint):
                 "step": trainer.global_step,
                 "lr": self._rate,  # at the epoch's start
                 "seconds": round(self.timing.epoch_seconds, 3),
-                **{key: float(value) for key, value in trainer.callback_metrics.items()},
+                **{k: float(v) for k, v in self.timing.epoch_metrics(trainer).items()},
             }
         )
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -265,7 +274,7 @@ class EpochTable(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         if not trainer.is_global_zero:
             return
-        metrics = trainer.callback_metrics
+        metrics = self.timing.epoch_metrics(trainer)
         loss, train, val = (metrics.get(key) for key in ("train/loss", "train/acc", "val/acc"))
         rate = self.timing.epoch_images / (self.timing.epoch_seconds or math.nan)
         row = (

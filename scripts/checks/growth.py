@@ -65,7 +65,7 @@ def main() -> None:
         train.main()
     settled, last = FOOTPRINTS[SETTLED - 1], FOOTPRINTS[-1]
     growth = {key: (last[key] - settled[key]) / (runs - SETTLED) for key in settled}
-    result = {**provenance(), "growth": growth, "footprints": FOOTPRINTS}
+    result = {**provenance(), "footprints": FOOTPRINTS}
     Path("results/growth.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"From run {SETTLED} to run {runs}, per run: {growth}")
     if any(growth[key] > MOST[key] for key in MOST):

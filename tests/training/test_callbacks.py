@@ -144,6 +144,7 @@ def test_history_and_weights_of_a_resumed_run_are_those_of_one_left_alone(
 
 def test_history_writes_a_gap_where_a_metric_is_missing(tmp_path: Path) -> None:
     history = History(tmp_path / "history.csv", Timing())
+    history.timing.validation_seconds = 1.0
     trainer = Mock(
         spec=pl.Trainer,
         optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1}, {"lr": 0.2}])],
@@ -170,13 +171,26 @@ def test_history_writes_a_gap_where_a_metric_is_missing(tmp_path: Path) -> None:
     assert math.isnan(resumed.rows[1]["seconds"])
 
 
+@pytest.mark.slow
+def test_an_epoch_without_a_validation_repeats_no_earlier_one(
+    tmp_path: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("max_epochs=3", "check_val_every_n_epoch=2", "enable_progress_bar=true")
+    history = fitted(tmp_path, tiny_data, *(f"trainer.{each}" for each in options)).run.history
+    for key, blank in (("train/acc", []), ("val/acc", [1, 3]), ("val/loss", [1, 3])):
+        pairs = zip(history["epoch"], history[key], strict=True)
+        assert [epoch for epoch, value in pairs if math.isnan(value)] == blank
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows if "-" in row] == ["1/3", "3/3"]
+
+
 # The table on standard output
 
 
 def table(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, epochs: int = 12) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     timing = Timing()
-    timing.epoch_seconds, timing.epoch_images = 0.01, 50_000
+    timing.epoch_seconds, timing.epoch_images, timing.validation_seconds = 0.01, 50_000, 1.0
     printed = EpochTable(timing)
     trainer = Mock(
         spec=pl.Trainer,

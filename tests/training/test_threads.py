@@ -59,6 +59,7 @@ def test_faster_number_is_chosen(
 def test_resumed_run_keeps_its_threads(
     tiny_data: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # in which Hydra makes a folder of its own for `resume`
     answers = iter([1])  # whoever measures again gets none
     monkeypatch.setattr(process, "fastest_threads", lambda *_: next(answers))
     small = ["model=linear", "trainer.max_epochs=2", f"hydra.run.dir={tmp_path}/run"]
