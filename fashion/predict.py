@@ -2,7 +2,7 @@
 
     python -m fashion.predict RUN coat.jpg bag.png          the three most probable classes of each
     python -m fashion.predict RUN photos/                   of each photo in a folder
-    python -m fashion.predict RUN *.jpg --save answers.png  draw them, with what the network sees
+    python -m fashion.predict RUN *.jpg --save table.png   draw them, with what the network sees
     python -m fashion.predict RUN *.jpg --figures slides/   the same, 16:9
     python -m fashion.predict RUN *.jpg --json              for programs
 
@@ -38,7 +38,7 @@ DRAWN = 100  # photos per figure: matplotlib's are at most 65,535 pixels high
 SURE = 0.5  # a less probable prediction is more likely wrong than correct
 SOFTWARE = "python -m fashion.predict"  # in PNG files of --save, which it may overwrite
 REMARKS = {
-    "unsure": "Unsure: the likeliest class has less than half of the probability.",
+    "unsure": "Unsure: the most probable class has less than half of the probability.",
     "several": "More than one product? This is about the largest.",
     "shadow": "A strong shadow? It may be taken for a part of the product.",
     "faint": "It hardly differs from its background, as a white product on white: "
@@ -52,7 +52,7 @@ class View(NamedTuple):
     """A photo, and the image made from it that is the network's input."""
 
     path: Path
-    picture: Image.Image  # RGB
+    photo: Image.Image  # RGB
     prepared: photo.Prepared
 
     @property
@@ -61,10 +61,10 @@ class View(NamedTuple):
         return os.fsencode(self.path).decode(errors="backslashreplace")
 
 
-class Answer(NamedTuple):
+class Prediction(NamedTuple):
     """A run's prediction for one photo."""
 
-    likeliest: dict[str, float]  # class -> probability, the `SHOWN` most probable first
+    top: dict[str, float]  # class -> probability, the `SHOWN` most probable first
     remarks: list[str]  # keys of `REMARKS`
 
 
@@ -79,17 +79,17 @@ def look(path: Path, *, fashion: bool = True, resolution: int = photo.SIDE) -> V
     Raises:
         UserError: naming the file; see `photo.read` and `photo.prepare`.
     """
-    picture = photo.read(path)
+    pixels = photo.read(path)
     if not fashion:
-        if picture.size != (photo.SIDE, photo.SIDE):
+        if pixels.size != (photo.SIDE, photo.SIDE):
             raise UserError(
-                f"{path} is {picture.width} x {picture.height} pixels. This run's classes are not "
+                f"{path} is {pixels.width} x {pixels.height} pixels. This run's classes are not "
                 "Fashion-MNIST's: only 28 x 28 images in its data's format can be predicted."
             )
-        prepared = photo.Prepared(np.array(picture.convert("L")))
+        prepared = photo.Prepared(np.array(pixels.convert("L")))
     else:
         try:
-            prepared = photo.prepare(picture)
+            prepared = photo.prepare(pixels)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
     if resolution != photo.SIDE:
@@ -99,12 +99,12 @@ def look(path: Path, *, fashion: bool = True, resolution: int = photo.SIDE) -> V
 
         image = reduce_resolution(torch.from_numpy(prepared.image)[None], resolution)
         prepared = prepared._replace(image=image[0].numpy())
-    return View(path, picture, prepared)
+    return View(path, pixels, prepared)
 
 
 def predict(
     run: Run, classifier: "Classifier", detector: "Detector | None", views: Sequence[View]
-) -> list[Answer]:
+) -> list[Prediction]:
     """Predict prepared photos.
 
     Probabilities are calibrated by the temperature fitted on the validation split; without such a
@@ -127,7 +127,7 @@ def predict(
     )
     unlike = detector(images) if detector else [None] * len(views)
     return [
-        Answer(
+        Prediction(
             {classifier.classes[label]: float(row[label]) for label in np.argsort(-row)[:SHOWN]},
             [
                 *(["unsure"] if row.max() < SURE else []),
@@ -203,18 +203,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 errors[path] = str(error)
         for message in errors.values():
             print(f"error: {message}", file=sys.stderr)
-        answers = {}
+        predictions = {}
         if views:
             detector = make_detector(run, classifier, options.data)
             given = predict(run, classifier, detector, list(views.values()))
-            answers = dict(zip(views, given, strict=True))
+            predictions = dict(zip(views, given, strict=True))
         if options.json:
-            print(_document(paths, answers, errors, run))
+            print(_document(paths, predictions, errors, run))
         else:
-            for path, answer in answers.items():
-                print(_lines(views[path], answer))
+            for path, prediction in predictions.items():
+                print(_lines(views[path], prediction))
         if views:
-            _draw(run, views, answers, options)
+            _draw(run, views, predictions, options)
     sys.exit(1 if errors else 0)
 
 
@@ -243,8 +243,8 @@ def _photos(paths: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
 def _is_own(path: Path) -> bool:
     """Return whether a file was written by --save."""
     try:
-        with Image.open(path, formats=["PNG"]) as picture:
-            return picture.info.get("Software") == SOFTWARE
+        with Image.open(path, formats=["PNG"]) as pixels:
+            return pixels.info.get("Software") == SOFTWARE
     except Exception:  # noqa: BLE001 - Pillow raises nearly anything on a broken file
         return False
 
@@ -259,15 +259,15 @@ def _refuse_to_overwrite(path: Path, photos: Sequence[Path], *, force: bool) -> 
         raise UserError(f"{path} exists, and is not by --save; --force overwrites it.")
 
 
-def _lines(view: View, answer: Answer) -> str:
+def _lines(view: View, prediction: Prediction) -> str:
     from fashion.report.metrics import percent
 
-    likeliest = ", ".join(f"{label} {percent(p)}" for label, p in answer.likeliest.items())
-    return "\n  ".join([f"{view.name}: {likeliest}", *(REMARKS[key] for key in answer.remarks)])
+    top = ", ".join(f"{label} {percent(p)}" for label, p in prediction.top.items())
+    return "\n  ".join([f"{view.name}: {top}", *(REMARKS[key] for key in prediction.remarks)])
 
 
 def _document(
-    paths: Sequence[Path], answers: dict[Path, Answer], errors: dict[Path, str], run: Run
+    paths: Sequence[Path], predictions: dict[Path, Prediction], errors: dict[Path, str], run: Run
 ) -> str:
     """Return a JSON array of one object per photo, in the order of the command line."""
     objects: list[dict[str, object]] = []
@@ -275,20 +275,23 @@ def _document(
         if path in errors:
             objects.append({"photo": str(path), "error": errors[path]})
             continue
-        likeliest = answers[path].likeliest.items()
+        top = predictions[path].top.items()
         objects.append(
             {
                 "photo": str(path),
-                "likeliest": [{"class": label, "probability": p} for label, p in likeliest],
+                "top": [{"class": label, "probability": p} for label, p in top],
                 "calibrated": run.validates,
-                "remarks": answers[path].remarks,
+                "remarks": predictions[path].remarks,
             }
         )
     return json.dumps(objects, indent=2)
 
 
 def _draw(
-    run: Run, views: dict[Path, View], answers: dict[Path, Answer], options: argparse.Namespace
+    run: Run,
+    views: dict[Path, View],
+    predictions: dict[Path, Prediction],
+    options: argparse.Namespace,
 ) -> None:
     """Write the figures that the command line asks for."""
     if not (options.save or options.figures):
@@ -298,10 +301,10 @@ def _draw(
     photos = [
         PredictedPhoto(
             Path(view.name).name,
-            view.picture,
+            view.photo,
             view.prepared.image,
-            answers[path].likeliest,
-            [REMARKS[key] for key in answers[path].remarks],
+            predictions[path].top,
+            [REMARKS[key] for key in predictions[path].remarks],
         )
         for path, view in views.items()
     ]

@@ -36,7 +36,7 @@ from fashion.errors import (
     print_help,
 )
 from fashion.search.space import Space
-from fashion.search.workers import PARENT, count, end_with_parent, supervise
+from fashion.search.workers import GIVEN, count, end_with_parent, supervise
 from fashion.train import check
 
 if TYPE_CHECKING:
@@ -140,10 +140,10 @@ def _search(config: DictConfig) -> None:
             if not search.trials(search.first).abort_reason:
                 confirmation.confirm(search)
     except Interrupted as interrupted:
-        if PARENT not in os.environ:
+        if GIVEN not in os.environ:
             interrupted.add_note(_so_far(search))
         raise
-    if PARENT not in os.environ:
+    if GIVEN not in os.environ:
         confirmation.conclude(search)
 
 
@@ -181,7 +181,7 @@ def main() -> None:
         print_help(__doc__ or "")
         sys.argv[1:] = schema.expand_home(sys.argv[1:])
         EXISTED.update(schema.existing_folders(sys.argv[1:]))
-        if PARENT in os.environ:
+        if GIVEN in os.environ:
             end_with_parent()
         try:
             _job()

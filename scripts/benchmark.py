@@ -168,7 +168,7 @@ Clock.__module__ = "fashion.benchmark"  # or it would need the ordinary loop, as
 def bare(variant: str, images: int) -> float:
     prepare_process()
     config = configuration(variant)
-    net = network(config).to(DEVICE, memory_format=torch.channels_last)
+    net = network(config).to(memory_format=torch.channels_last).to(DEVICE)
     chosen: Any = configure(net, section(config, "optimizer"), None, steps=1, steps_per_epoch=1)
     batch = torch.randn(config.data.batch_size, 1, 28, 28, device=DEVICE)
     precision = config.trainer.precision
@@ -222,8 +222,8 @@ def seconds(variant: str, images: int) -> float:  # noqa: ARG001 - all of each e
         with run.start(config):
             done = fit(config, run)
     assert done is not None  # noqa: S101 - no dry run
-    later = [row["seconds"] for row in run.history[1:]]  # the first prepares kernels
-    return float(done.metrics["seconds"]) if whole else statistics.mean(map(float, later))
+    later = run.history["seconds"][1:]  # the first epoch prepares kernels
+    return float(done.metrics["seconds"]) if whole else statistics.mean(later)
 
 
 def ours(variant: str, images: int) -> float:

@@ -42,7 +42,7 @@ def with_temperature(run: Path, temperature: float) -> Path:
     return run
 
 
-def test_prints_the_likeliest_classes(command: Command, tiny_run: Path, photo: Path) -> None:
+def test_prints_the_most_probable_classes(command: Command, tiny_run: Path, photo: Path) -> None:
     status, out, err = command("predict", tiny_run, photo)
     assert (status, err) == (0, "")
     line = out.splitlines()[0]
@@ -58,20 +58,20 @@ def test_json_is_one_document_in_the_order_given(
     status, out, err = command("predict", tiny_run, *paths, "--json")
     assert status == 1
     bad, good, missing, again = json.loads(out)
-    assert set(good) == {"photo", "likeliest", "calibrated", "remarks"}
+    assert set(good) == {"photo", "top", "calibrated", "remarks"}
     assert good == again
     assert [entry["photo"] for entry in (bad, good, missing)] == [str(p) for p in paths[:3]]
     assert set(bad) == set(missing) == {"photo", "error"}
     assert "text.png is not an image" in bad["error"]
     assert "nowhere.gif is missing" in missing["error"]
     assert err.splitlines() == [f"error: {bad['error']}", f"error: {missing['error']}"]
-    probabilities = [guess["probability"] for guess in good["likeliest"]]
+    probabilities = [guess["probability"] for guess in good["top"]]
     assert len(probabilities) == SHOWN
     assert probabilities == sorted(probabilities, reverse=True)
     assert 0 < sum(probabilities) <= 1 + 1e-6
     assert ("unsure" in good["remarks"]) == (probabilities[0] < SURE)
     assert "faint" not in good["remarks"]
-    assert {guess["class"] for guess in good["likeliest"]} <= set(CLASSES)
+    assert {guess["class"] for guess in good["top"]} <= set(CLASSES)
 
 
 def test_a_dataset_picture_is_answered_as_the_network_answers_it(
@@ -85,7 +85,7 @@ def test_a_dataset_picture_is_answered_as_the_network_answers_it(
     classifier = load_classifier(Run.open(own_run))
     expected = predict_probabilities(classifier, torch.from_numpy(image[None]))[0]
     _, out, _ = command("predict", own_run, path, "--json")
-    for guess in json.loads(out)[0]["likeliest"]:
+    for guess in json.loads(out)[0]["top"]:
         probability = expected[CLASSES.index(guess["class"])]
         assert guess["probability"] == pytest.approx(float(probability), abs=1e-5)
 
@@ -95,7 +95,7 @@ def test_probabilities_are_calibrated(command: Command, own_run: Path, photo: Pa
     unsure = command("predict", with_temperature(own_run, 50.0), photo, "--json").out
     assert "unsure" not in json.loads(sure)[0]["remarks"]
     assert "unsure" in json.loads(unsure)[0]["remarks"]
-    assert json.loads(unsure)[0]["likeliest"][0]["probability"] < 0.2
+    assert json.loads(unsure)[0]["top"][0]["probability"] < 0.2
     assert "Unsure: " in command("predict", own_run, photo).out
 
 

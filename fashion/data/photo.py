@@ -94,11 +94,11 @@ def read(path: Path) -> Image.Image:
             warnings.simplefilter("ignore")  # irregularities that Pillow tolerates
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             formats = _formats(path)
-            with Image.open(path, formats=formats) as picture:
-                picture.verify()  # a PNG's check sums, which decoding it does not compare
-            with Image.open(path, formats=formats) as picture:
-                picture.draft(None, (EDGE, EDGE))  # a large JPEG is decoded at a smaller scale
-                return as_seen(picture)
+            with Image.open(path, formats=formats) as photo:
+                photo.verify()  # a PNG's check sums, which decoding it does not compare
+            with Image.open(path, formats=formats) as photo:
+                photo.draft(None, (EDGE, EDGE))  # a large JPEG is decoded at a smaller scale
+                return as_seen(photo)
     except UserError:
         raise
     except UnidentifiedImageError as error:
@@ -145,7 +145,7 @@ def _formats(path: Path) -> tuple[str, ...]:
     return FORMATS
 
 
-def as_seen(picture: Image.Image) -> Image.Image:
+def as_seen(photo: Image.Image) -> Image.Image:
     """Convert an image of any mode to RGB, rotated by its EXIF, edges at most `EDGE` pixels.
 
     Transparency becomes white like a shop's background, or black behind a product that would be
@@ -155,24 +155,24 @@ def as_seen(picture: Image.Image) -> Image.Image:
     Raises:
         UserError: Pillow cannot convert the mode.
     """
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        picture = _eight_bits(picture)
+    photo = ImageOps.exif_transpose(photo)
+    if photo.mode in ("I", "F") or photo.mode.startswith("I;16"):
+        photo = _eight_bits(photo)
     try:
-        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+        photo = photo.convert("RGBA" if photo.has_transparency_data else "RGB")
     except ValueError as error:
-        raise UserError(f"Images of mode {picture.mode} cannot be read.") from error
-    picture.thumbnail((EDGE, EDGE))
-    if picture.mode == "RGBA":
-        alpha = np.asarray(picture.getchannel("A"), dtype=np.float64)
-        darkness = 255 - np.asarray(picture.convert("L"), dtype=np.float64)
+        raise UserError(f"Images of mode {photo.mode} cannot be read.") from error
+    photo.thumbnail((EDGE, EDGE))
+    if photo.mode == "RGBA":
+        alpha = np.asarray(photo.getchannel("A"), dtype=np.float64)
+        darkness = 255 - np.asarray(photo.convert("L"), dtype=np.float64)
         vanishes = (alpha * darkness).sum() < FAINT * alpha.sum()
-        backdrop = Image.new("RGBA", picture.size, "black" if vanishes else "white")
-        picture = Image.alpha_composite(backdrop, picture).convert("RGB")
-    return picture
+        backdrop = Image.new("RGBA", photo.size, "black" if vanishes else "white")
+        photo = Image.alpha_composite(backdrop, photo).convert("RGB")
+    return photo
 
 
-def prepare(picture: Image.Image) -> Prepared:
+def prepare(photo: Image.Image) -> Prepared:
     """Convert an image of any mode and size to the dataset's format: the product bright on 0.
 
     A 28 x 28 image in the dataset's style, with a third of its border black, is returned as it is.
@@ -183,12 +183,12 @@ def prepare(picture: Image.Image) -> Prepared:
     Raises:
         UserError: nothing stands out from the background, or Pillow cannot convert the mode.
     """
-    picture = as_seen(picture)
-    if picture.size == (SIDE, SIDE):
-        grey = np.array(picture.convert("L"))
+    photo = as_seen(photo)
+    if photo.size == (SIDE, SIDE):
+        grey = np.array(photo.convert("L"))
         if grey.any() and (grey[_border(grey.shape)] <= CLOSE).mean() >= BLACK_BORDER:
             return Prepared(grey, faint=is_faint(grey))
-    pixels = _without_frame(_stretched(np.asarray(picture, dtype=np.float64)))
+    pixels = _without_frame(_stretched(np.asarray(photo, dtype=np.float64)))
     background, roughness = _background(pixels)
     distance = _distance(pixels, background)
     product, several = _product(distance, max(CLOSE, 4 * roughness))
@@ -284,18 +284,18 @@ def _is_photo(pixels: Float[np.ndarray, "height width 3"]) -> bool:
     return bool(near.mean() >= PLAIN_BORDER and product.mean() >= SMALLEST)
 
 
-def _eight_bits(picture: Image.Image) -> Image.Image:
+def _eight_bits(photo: Image.Image) -> Image.Image:
     """Convert an image of 16 bits or more, or of floating point numbers, to mode L.
 
     16-bit files often hold 12-bit values. So their range is 0 to the power of two above the
     lightest value, which keeps the ratio of two brightnesses; if the values span less than an
     eighth of that, and in the modes I and F, it is the darkest to the lightest value.
     """
-    deep = picture.convert("F")
+    deep = photo.convert("F")
     deep.thumbnail((EDGE, EDGE))
     values = np.nan_to_num(np.asarray(deep)).astype(np.float64)
     low, high = values.min(), values.max()
-    full = 2 ** int(high).bit_length() - 1 if picture.mode.startswith("I;16") else 0
+    full = 2 ** int(high).bit_length() - 1 if photo.mode.startswith("I;16") else 0
     if high - low >= full / 8 > 0:
         low, high = 0, full
     share = (values - low) / (high - low or 1)

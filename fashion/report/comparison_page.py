@@ -34,9 +34,9 @@ def comparison_page(table: Table, groups: list[Group]) -> str:
     others = [group for group in groups if group is not base]
     classes = _classes(base)
     wrong = np.all([(g.probabilities.argmax(2) != g.labels).all(axis=0) for g in groups], axis=0)
-    pictures, missing = None, ""
+    images, missing = None, ""
     try:
-        pictures = _pictures(groups, np.flatnonzero(wrong), table.split, classes)
+        images = _images(groups, np.flatnonzero(wrong), table.split, classes)
     except UserError as error:
         missing = str(error)
     rows = table.rows
@@ -60,7 +60,7 @@ def comparison_page(table: Table, groups: list[Group]) -> str:
         class_rows=_class_rows(base, others, classes),
         dash=DASH,
         hard=int(wrong.sum()),
-        pictures=pictures,
+        images=images,
         missing=missing,
     )
 
@@ -104,7 +104,7 @@ def _class_rows(base: Group, others: list[Group], classes: tuple[str, ...]) -> l
     ]
 
 
-def _pictures(
+def _images(
     groups: list[Group], positions: np.ndarray, split: str, classes: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     """Return the images at `positions`, the most confidently misclassified first.

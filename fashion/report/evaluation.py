@@ -148,7 +148,7 @@ class Evaluation:
         return {f"{self.split}/{key}": value for key, value in found.items()}
 
     @cached_property
-    def pictures(self) -> dict[str, bytes]:
+    def pngs(self) -> dict[str, bytes]:
         """Content of PNG files by name, the confusion matrix and the mistakes; drawn once."""
         from fashion.report import figures
 

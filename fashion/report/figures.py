@@ -563,7 +563,7 @@ class PredictedPhoto(NamedTuple):
     name: str
     photo: Image  # RGB
     image: UInt8[np.ndarray, "28 28"]  # the photo in the dataset's format
-    likeliest: Mapping[str, float]  # class -> probability, the most probable first
+    top: Mapping[str, float]  # class -> probability, the most probable first
     remarks: Sequence[str]  # sentences
 
 

@@ -129,7 +129,7 @@ def write_report(run: Run, evaluation: Evaluation) -> Path:
         epoch_chosen=run.epoch_chosen,
     )
     run.write_text(f"report{suffix}.html", text)
-    for figure, png in evaluation.pictures.items():
+    for figure, png in evaluation.pngs.items():
         with atomic_write(run.folder / "figures" / f"{figure}{suffix}.png") as file:
             file.write(png)
     return run.folder / f"report{suffix}.html"

@@ -135,7 +135,7 @@ def write_evaluation(
         evaluation: of the classifier.
     """
     split, classes = evaluation.split, evaluation.classes
-    for name, png in evaluation.pictures.items():
+    for name, png in evaluation.pngs.items():
         with Image.open(io.BytesIO(png)) as image:
             pixels = np.array(image.convert("RGB"))
         writer.add_image(f"{split}/{name}", pixels, step, dataformats="HWC")

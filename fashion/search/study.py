@@ -47,7 +47,7 @@ from fashion.errors import UserError
 from fashion.runs.run import BusyError, Run, without_metadata
 from fashion.search.space import Space, Value
 from fashion.search.trials import ATTEMPTS, MOST_KILLS, REASON, Limits, Trials, describe
-from fashion.search.workers import PARENT
+from fashion.search.workers import GIVEN
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
@@ -154,8 +154,8 @@ class Search:
 
     def begin(self) -> None:
         """Set `first` and `deadline`; a worker gets them from the command that started it."""
-        if PARENT in os.environ:
-            given = json.loads(os.environ[PARENT])
+        if GIVEN in os.environ:
+            given = json.loads(os.environ[GIVEN])
             self.deadline, self.first = given["deadline"], given["first"]
             return
         trials = self.trials()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fashion.search.study import Search
 
 # Environment variable by which a command passes `deadline` and `first` to its workers, as JSON.
-PARENT = "FASHION_SEARCH"
+GIVEN = "FASHION_SEARCH"
 MOST_EXITS = 10  # failures without a trial finished in between, after which a worker is given up
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PAGE_SECONDS = 60  # between two versions of search.html; more where one takes long to draw
@@ -73,7 +73,7 @@ class _Worker:
         self.command = [sys.executable, "-m", "fashion.tune", *sys.argv[1:], f"worker={number}"]
         given = json.dumps({"deadline": search.deadline, "first": search.first})
         threads = str(max(_cores() // search.config.workers, 1))
-        self.environment = os.environ | {PARENT: given} | dict.fromkeys(THREADS, threads)
+        self.environment = os.environ | {GIVEN: given} | dict.fromkeys(THREADS, threads)
         self.exits = 0  # failures since the last finished trial
         self.done = -1
         self._start()

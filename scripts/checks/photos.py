@@ -31,7 +31,7 @@ from scipy import ndimage
 from fashion.data import photo
 from fashion.data.datamodule import ImageSet
 from fashion.errors import UserError, cli_errors
-from fashion.predict import Answer, View, predict
+from fashion.predict import Prediction, View, predict
 from fashion.report.evaluation import open_data
 from fashion.report.metrics import percent, percent_range
 from fashion.report.ood import Detector
@@ -216,13 +216,15 @@ def measure(
 ) -> dict[str, int]:
     """Count what is said of photos of one kind, `shown`, made from these images."""
     views = [View(Path(), Image.new("RGB", (1, 1)), each) for each in shown if each is not None]
-    answers = iter(predict(model.run, model.classifier, model.detector, views))
+    predictions = iter(predict(model.run, model.classifier, model.detector, views))
     counts = Counter(n=len(labels))
     for label, each in zip(labels, shown, strict=True):
-        answer = Answer({"nothing": 1.0}, ["refused"]) if each is None else next(answers)
-        remarks = set(answer.remarks)
+        prediction = (
+            Prediction({"nothing": 1.0}, ["refused"]) if each is None else next(predictions)
+        )
+        remarks = set(prediction.remarks)
         # The class of a photo of two different products cannot be predicted correctly.
-        correct = kind != TWO and next(iter(answer.likeliest)) == model.classifier.classes[label]
+        correct = kind != TWO and next(iter(prediction.top)) == model.classifier.classes[label]
         counts.update(f"remark: {remark}" for remark in remarks)
         counts["correct"] += correct
         counts["remarked"] += bool(remarks)

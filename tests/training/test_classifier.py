@@ -229,7 +229,7 @@ def test_an_epoch_s_metrics_are_of_all_its_images(
     assert 0 <= logged["val/f1"] <= 1
 
 
-def test_metrics_of_soft_labels_take_the_likeliest_class(
+def test_metrics_of_soft_labels_take_the_most_probable_class(
     batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classifier = Classifier(shrunk(dropout=0.0))
