@@ -125,12 +125,15 @@ def conclude(search: Search) -> None:
     trials = search.trials()
     chosen = candidates(search)
     found = confirmation(search, chosen)
-    sentences = list(_summary(search, trials, found))
+    ended = list(_end(search, trials))
     winner: list[str] = []
     if found:
-        sentences += _conclusion(found)
+        ended += _conclusion(found)
         winner = [f"{key}={value}" for key, value in _values(search, found.winner)]
         winner += ["", _write_experiment(search, found)]
+    sentences = [_counted(trials), _best(trials), *ended]
+    if trials.best and not found:
+        sentences.append("There is no confirmation: nothing was trained on fresh seeds.")
     content = {
         "command": search.command,
         "summary": sentences,
@@ -150,7 +153,8 @@ def conclude(search: Search) -> None:
     }
     with atomic_write(search.folder / "search.json") as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
-    path = page.write(search, sentences, found and found.table, winner)
+    shown = ended if trials.best else sentences  # its numbers and headline say the others
+    path = page.write(search, shown, found and found.table, winner)
     if trials.failed and not trials.completed and not trials.pruned:
         raise UserError(_nothing_succeeded(search, trials))
     if found:
@@ -172,13 +176,26 @@ def _nothing_succeeded(search: Search, trials: Trials) -> str:
     return "\n".join(lines)
 
 
-def _summary(search: Search, trials: Trials, found: Confirmation | None) -> Iterator[str]:
-    """Yield sentences: trials, reason of the end, expected gain of more trials, best value."""
-    done = len(trials.finished)
-    yield (
-        f"{count(done, 'trial')} in {duration(trials.seconds)}: {len(trials.completed)} trained "
-        f"to the end, {len(trials.pruned)} pruned, {len(trials.failed)} failed."
+def _counted(trials: Trials) -> str:
+    return (
+        f"{count(len(trials.finished), 'trial')} in {duration(trials.seconds)}: "
+        f"{len(trials.completed)} trained to the end, {len(trials.pruned)} pruned, "
+        f"{len(trials.failed)} failed."
     )
+
+
+def _best(trials: Trials) -> str:
+    if trials.best is None:
+        return "No trial was trained to its end, so that there is nothing to choose from."
+    return (
+        f"Best value of the search: {percent(trials.best.value, 2)}, trial {trials.best.number}; "
+        f"as the highest of {len(trials.finished)} it is optimistic."
+    )
+
+
+def _end(search: Search, trials: Trials) -> Iterator[str]:
+    """Yield sentences: reason of the end, warnings, expected gain of more trials, failed seeds."""
+    done = len(trials.finished)
     stopped = trials.stop_reason(search.limits, search.deadline)
     aborted = search.trials(search.first).abort_reason
     reason = stopped or (aborted and "its first trials all failed for one reason")
@@ -192,19 +209,10 @@ def _summary(search: Search, trials: Trials, found: Confirmation | None) -> Iter
             f"The second half of the trials raised the best by {100 * gain:.2f} percentage points; "
             f"{done} more trials can be expected to bring about as much, or less."
         )
-    if trials.best is None:
-        yield "No trial was trained to its end, so that there is nothing to choose from."
-        return
-    yield (
-        f"Best value of the search: {percent(trials.best.value, 2)}, trial {trials.best.number}; "
-        f"as the highest of {done} it is optimistic."
-    )
     for key, text in search.study.user_attrs.items():
         name = key.removeprefix(FAILED)
         if name != key and not Run(search.folder / "confirm" / name).finished:
             yield f"Not trained: {name}: {text}"
-    if found is None:
-        yield "There is no confirmation: nothing was trained on fresh seeds."
 
 
 def _conclusion(found: Confirmation) -> Iterator[str]:
