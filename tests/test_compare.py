@@ -315,6 +315,7 @@ def test_user_metrics_are_columns(tmp_path: Path, command: Command) -> None:
     assert float(line["kappa"]) == pytest.approx(0.85)
 
 
+@pytest.mark.slow
 def test_report_of_many_runs(
     ladder: Path, tmp_path: Path, tiny_data: Path, command: Command
 ) -> None:
@@ -382,6 +383,7 @@ def make_folds(
         )
 
 
+@pytest.mark.slow
 def test_folds_are_one_group(tmp_path: Path, command: Command) -> None:
     make_folds(tmp_path, "cnn", [10, 20, 12, 18, 15])
     make_folds(tmp_path, "mlp", [30, 40, 32, 38, 35], optimizer__lr=0.1)

@@ -368,6 +368,7 @@ def test_commands_can_be_pasted() -> None:
     assert [line for line in COMMANDS if re.search(special, re.sub(r"'[^']*'", "", line))] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_command(line: str, command: Command) -> None:
     if "..." in line or "NAME" in line or "STUDY" in line or "--config-dir" in line:

@@ -284,6 +284,7 @@ def test_a_download_that_breaks_off(root: Path, serve: Callable[..., list[str]])
     assert files(root) == set()
 
 
+@pytest.mark.slow
 def test_a_gz_that_expands_without_end(root: Path) -> None:
     put(download.DEBIAN_FOLDER, CONTENTS | {FIRST: bytes(200_000_000)}, compress=True)
     tracemalloc.start()

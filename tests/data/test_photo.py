@@ -356,12 +356,13 @@ def test_a_file_without_permission_is_named(tmp_path: Any) -> None:
 SMALL = [encode(shirt((30, 40)), form) for form in ("PNG", "JPEG", "WEBP", "GIF")]
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(SMALL),
     st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=8),
 )
 @settings(max_examples=150)
-def test_a_damaged_file_is_a_picture_or_the_documented_error(
+def test_a_damaged_file_is_an_image_or_the_documented_error(
     tmp_path_factory: Any, content: Any, damage: Any
 ) -> None:
     damaged = bytearray(content)

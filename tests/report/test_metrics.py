@@ -148,6 +148,7 @@ def test_numbers_agree_with_each_other(answered: tuple[np.ndarray, np.ndarray]) 
     assert found["ece"] == pytest.approx((gaps * bins.count).sum() / len(labels), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_f1_interval_covers() -> None:
     """Class c is right with 0.5 + 0.05 c, else taken for the next: ten known F1 at once."""
     random = np.random.default_rng(0)

@@ -13,6 +13,8 @@ from fashion.errors import UserError
 from fashion.report.ood import FALSE_ALARMS, FEWEST, ClassDensity, Detector
 from fashion.training.classifier import Classifier
 
+pytestmark = pytest.mark.slow  # networks are evaluated
+
 
 def products(count: int, seed: int) -> ImageSet:
     """Return upright images of ten classes: a bright block at the class's row, a foot below."""

@@ -50,6 +50,7 @@ def deck() -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(CONF / "search/deck.yaml")))
 
 
+@pytest.mark.slow
 def test_the_deck_s_space_allows_what_it_draws() -> None:
     config = training()
     space = Space.parse(deck(), config)
