@@ -16,9 +16,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 install_import_hook("fashion", "beartype.beartype")
 
-# How long an example takes depends on the machine more than on the code.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+# How long an example takes depends on the machine more than on the code. A third of the usual number
+# of examples: every change is tested many times.
+settings.register_profile("short", deadline=None, max_examples=33)
+settings.load_profile("short")
 
 
 @pytest.hookimpl(tryfirst=True)
