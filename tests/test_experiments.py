@@ -25,7 +25,7 @@ SHRUNK = ("model.network.widths=[8,8]", "data.batch_size=32")
 
 def composed(*overrides: str) -> Any:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", list(overrides))
+        return compose("train", ["sweep=test", *overrides])
 
 
 def test_fast_is_the_record_at_the_small_end() -> None:

@@ -1,9 +1,13 @@
 """Networks: normalized images (batch, 1, 28, 28) -> logits (batch, classes). No Lightning."""
 
+import functools
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from fashion.config import Activation, Fraction, PositiveInt
 from fashion.errors import UserError
@@ -179,7 +183,60 @@ class _Stage(nn.Module):
 
 
 def _convolution(channels: int, filters: int) -> nn.Conv2d:
-    """Return a 3 x 3 convolution that keeps the size, initialized to pass each channel through."""
-    layer = nn.Conv2d(channels, filters, 3, padding=1, bias=False)  # batch normalization has one
+    """Return a 3 x 3 convolution of its input's size that at first passes each channel through."""
+    layer = _Convolution(channels, filters, 3, padding=1, bias=False)  # normalization adds one
     nn.init.dirac_(layer.weight.data[:channels])
     return layer
+
+
+class _Convolution(nn.Conv2d):
+    """A 3 x 3 convolution, padded by 1, whose weights' gradient is fast for small images too.
+
+    In bf16 with AMX and 128 channels of 3 x 3 pixels that gradient takes nine times as long as the
+    forward pass. As that of one large image, in which the images of the batch lie side by side with
+    zeros between, it takes twice as long: 9 % of a training step of ResNet less, with one thread or
+    two. The sum is the same but for its rounding.
+    """
+
+    SIDE = 6  # pixels, at most
+
+    def forward(self, x: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch filters h w"]:
+        mixed = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
+        if (
+            x.shape[-1] > self.SIDE
+            or torch.bfloat16 not in (mixed, x.dtype)
+            or not (torch.is_grad_enabled() and x.device.type == "cpu" and _has_amx())
+        ):
+            return super().forward(x)
+        weight = self.weight.to(torch.bfloat16, memory_format=torch.channels_last)
+        y: Tensor = _SmallImages.apply(x.to(torch.bfloat16), weight)
+        return y
+
+
+class _SmallImages(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return functional.conv2d(x, weight, padding=1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        of_x = conv2d_input(x.shape, weight, gradient, padding=1)
+        large, of_large = _side_by_side(x), _side_by_side(gradient)
+        return of_x, conv2d_weight(large, weight.shape, of_large, padding=1)
+
+
+def _side_by_side(images: Tensor) -> Tensor:
+    """Return one image that holds all of a batch in rows, with zeros below and beside each."""
+    count, channels, height, width = images.shape
+    rows = next(each for each in range(int(count**0.5), 0, -1) if count % each == 0)
+    padded = functional.pad(images.permute(0, 2, 3, 1), (0, 0, 0, 1, 0, 1))
+    grid = padded.view(rows, count // rows, height + 1, width + 1, channels).transpose(1, 2)
+    joined = grid.reshape(1, rows * (height + 1), count // rows * (width + 1), channels)
+    return joined.permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _has_amx() -> bool:
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))

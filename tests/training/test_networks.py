@@ -12,6 +12,7 @@ from fashion.config import build as build_section
 from fashion.data import download
 from fashion.data.datamodule import normalize
 from fashion.errors import UserError
+from fashion.training import networks
 from fashion.training.networks import ConvNet, ResNet
 
 BEST: dict[str, Any] = {
@@ -196,3 +197,27 @@ def test_resnet_in_channels_last() -> None:
     expected = network(images)
     found = network.to(memory_format=torch.channels_last)(images)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [12, 7])  # in rows of four; a prime
+@pytest.mark.parametrize("side", [3, 6, 7])
+def test_gradient_of_small_images(monkeypatch: pytest.MonkeyPatch, count: int, side: int) -> None:
+    layer = networks._convolution(8, 16)  # noqa: SLF001
+    layer.weight.data.normal_()
+    x, gradient = torch.randn(count, 8, side, side), torch.randn(count, 16, side, side)
+    found: dict[bool, tuple[Any, ...]] = {}
+    for amx in (True, False):
+        monkeypatch.setattr(networks, "_has_amx", lambda amx=amx: amx)
+        layer.weight.grad, given = None, x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(given)
+        assert ("_SmallImages" in type(y.grad_fn).__name__) == (amx and side <= 6)
+        y.backward(gradient.to(y.dtype))
+        assert y.dtype == torch.bfloat16
+        assert layer.weight.grad is not None
+        found[amx] = y, given.grad, layer.weight.grad
+    for one, other in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(
+            one, other, atol=0.02 * float(other.detach().abs().max()), rtol=0
+        )
+    assert torch.equal(layer(x), functional.conv2d(x, layer.weight, padding=1))  # fp32
