@@ -2,7 +2,10 @@
 
     python scripts/resolution.py
 
-Reads the runs of `scripts/reproduce resolution` and `train-size`. Writes
+Reads the runs of `scripts/reproduce resolution` and `train-size` where they are, and those of
+earlier calls from results/. Writes
+
+results/STUDY/predictions.npz      each run's predicted classes, as NAME/SEED, and the labels
 
 results/resolution.json, .md       accuracy per network and resolution; what each step of complexity
                                    gains at each resolution; whether the gain grows with resolution
@@ -44,11 +47,31 @@ class Cell(NamedTuple):
     """The runs of one network on one kind of data."""
 
     labels: np.ndarray
-    probabilities: np.ndarray  # (runs, n, classes)
+    predicted: np.ndarray  # classes (runs, n)
 
     @property
     def accuracies(self) -> list[float]:
-        return [float((run.argmax(axis=1) == self.labels).mean()) for run in self.probabilities]
+        return [float((run == self.labels).mean()) for run in self.predicted]
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Return (runs, n, classes): all of it on the predicted class."""
+        certain: np.ndarray = np.eye(len(CLASSES), dtype=np.float32)[self.predicted]
+        return certain
+
+
+def collect(study: str) -> None:
+    """Add what the study's finished runs predict to its file in results/."""
+    path = RESULTS / study / "predictions.npz"
+    known: dict[str, Any] = dict(np.load(path)) if path.exists() else {}
+    for run in Run.find(Path("logs", study)) if Path("logs", study).exists() else ():
+        if run.finished:
+            labels, probabilities = run.predictions("val")
+            known[f"{run.config.name}/{run.config.seed}"] = probabilities.argmax(1).astype(np.uint8)
+            known["labels"] = labels.astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        np.savez_compressed(file, **dict(sorted(known.items())))
 
 
 def cell(study: str, name: str, *, seeds: int | None = None) -> Cell:
@@ -57,12 +80,12 @@ def cell(study: str, name: str, *, seeds: int | None = None) -> Cell:
     Raises:
         UserError: there is no run of that name.
     """
-    folder = Path("logs", study)
-    runs = [run for run in Run.find(folder) if run.config.get("name") == name and run.finished]
-    if not runs:
-        raise UserError(f"{folder} has no run of {name}: scripts/reproduce {study} makes it.")
-    found = [run.predictions("val") for run in sorted(runs, key=lambda run: run.config.seed)]
-    return Cell(found[0].labels, np.stack([each.probabilities for each in found][:seeds]))
+    known = np.load(RESULTS / study / "predictions.npz")
+    found = sorted(int(key.rpartition("/")[2]) for key in known if key.startswith(f"{name}/"))
+    if not found:
+        raise UserError(f"There is no run of {name}: scripts/reproduce {study} makes it.")
+    predicted = np.stack([known[f"{name}/{seed}"] for seed in found[:seeds]])
+    return Cell(known["labels"].astype(np.int64), predicted)
 
 
 def contrast(cells: Sequence[Cell], weights: Sequence[int]) -> Difference:
@@ -241,6 +264,8 @@ def write(name: str, found: dict[str, Any], text: str, x: str, label: str) -> No
 
 def main() -> None:
     with cli_errors():
+        for study in ("resolution", "train-size"):
+            collect(study)
         found = resolution()
         write("resolution", found, resolution_tables(found), "resolution", "pixels along each side")
         found = train_size()
