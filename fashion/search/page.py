@@ -5,6 +5,7 @@ trial in a legend, and do not follow a page's dark mode. A caption says which tr
 out, and how many lie outside its axis.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,8 +183,11 @@ def _importance(measured: Sequence[FrozenTrial]) -> Chart | None:
         )
         for trial in measured
     )
-    importances = optuna.importance.get_param_importances(study)
-    return _chart(figures.importances(importances), "Importance of each parameter.", [])
+    with warnings.catch_warnings(record=True) as caught:  # shown on the page, not in the terminal
+        warnings.filterwarnings("always", "Some regimes for parameter", UserWarning)
+        importances = optuna.importance.get_param_importances(study)
+    said = ["Some parameters have too few trials for an accurate value."] if caught else []
+    return _chart(figures.importances(importances), "Importance of each parameter.", said)
 
 
 def _slices(measured: Sequence[FrozenTrial], trials: Trials) -> list[Chart]:

@@ -98,3 +98,17 @@ def _section(page: str, name: str) -> str:
     found = re.search(rf'<section id="{name}".*?</section>', page, re.DOTALL)
     assert found
     return found[0]
+
+
+def test_a_parameter_of_few_trials_is_a_sentence_and_no_warning() -> None:
+    quieten()
+    trials = [trial(number) for number in range(2 * search_page.LEAST)]
+    rare = {"data.batch_size": FloatDistribution(1, 9)}
+    first = create_trial(
+        value=0.99,
+        params=trials[0].params | {"data.batch_size": 2},
+        distributions=DISTRIBUTIONS | rare,
+    )
+    chart = search_page._importance([first, *trials])  # noqa: SLF001
+    assert chart is not None
+    assert chart[1] == "Some parameters have too few trials for an accurate value."
