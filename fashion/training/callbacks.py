@@ -336,7 +336,8 @@ class OptunaPruning(Callback):
     """Reports a trial's validation accuracy to a search, which may end the trial.
 
     Args:
-        report: called after each epoch with its number, from 1, and its validation accuracy, 0..1.
+        report: called after each validated epoch with its number, from 1, and its validation
+            accuracy, 0..1.
         before_epoch: called before each epoch; raises an exception to end the fit.
         before_step: likewise before each batch.
     """
@@ -348,13 +349,19 @@ class OptunaPruning(Callback):
         before_step: Callable[[], None],
     ) -> None:
         self.report, self.before_epoch, self.before_step = report, before_epoch, before_step
+        self._validated = False  # in the running epoch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self.before_epoch()
+        self._validated = False
 
     def on_train_batch_start(self, *_: Any) -> None:
         self.before_step()
 
+    def on_validation_end(self, *_: Any) -> None:
+        self._validated = True
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        if (accuracy := trainer.callback_metrics.get("val/acc")) is not None:
+        accuracy = trainer.callback_metrics.get("val/acc")
+        if self._validated and accuracy is not None:  # or it would be an earlier epoch's
             self.report(trainer.current_epoch + 1, float(accuracy))

@@ -342,7 +342,7 @@ def test_a_dry_run_keeps_nothing(tmp_path: Path, tiny_data: Path) -> None:
     assert not (tmp_path / "history.csv").exists()
 
 
-def test_pruning_reports_each_epoch_from_1() -> None:
+def test_pruning_reports_each_validated_epoch_from_1() -> None:
     reported: list[tuple[int, float]] = []
     calls: list[str] = []
     pruning = OptunaPruning(
@@ -355,5 +355,10 @@ def test_pruning_reports_each_epoch_from_1() -> None:
     module = Mock(spec=pl.LightningModule)
     pruning.on_train_epoch_start(trainer, module)
     pruning.on_train_batch_start(trainer, module, None, 0)
+    pruning.on_validation_end(trainer, module)
     pruning.on_train_epoch_end(trainer, module)
     assert (reported, calls) == ([(1, 0.5)], ["epoch", "step"])
+    trainer.current_epoch = 1  # with the earlier epoch's accuracy
+    pruning.on_train_epoch_start(trainer, module)
+    pruning.on_train_epoch_end(trainer, module)
+    assert reported == [(1, 0.5)]
