@@ -213,7 +213,7 @@ def test_a_white_product_on_white_is_faint() -> None:
 
 @pytest.mark.slow
 @given(st.sampled_from(MODES), st.integers(1, 70), st.integers(1, 70), st.data())
-@settings(max_examples=60)
+@settings(max_examples=150)
 def test_any_picture_gives_28_x_28_or_the_documented_error(
     mode: Any, width: Any, height: Any, data: Any
 ) -> None:
@@ -361,7 +361,7 @@ SMALL = [encode(shirt((30, 40)), form) for form in ("PNG", "JPEG", "WEBP", "GIF"
     st.sampled_from(SMALL),
     st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=8),
 )
-@settings(max_examples=60)
+@settings(max_examples=150)
 def test_a_damaged_file_is_an_image_or_the_documented_error(
     tmp_path_factory: Any, content: Any, damage: Any
 ) -> None:
