@@ -438,6 +438,13 @@ def measured_apart(contestant: str, variant: str, images: int) -> float:
 Series = dict[str, list[float]]  # by contestant, one number per round
 
 
+def add_round(measured: dict[str, Series], images: int) -> None:
+    """Measure each contestant once."""
+    for variant, contestants in measured.items():
+        for name, series in contestants.items():
+            series.append(measured_apart(name, variant, images))
+
+
 def measure_gpu(rounds: int, images: int) -> None:
     """Measure on a GPU, and write results/benchmark-cuda.json."""
     deck = [
@@ -453,9 +460,7 @@ def measure_gpu(rounds: int, images: int) -> None:
     }
     times: Series = {variant: [] for variant in WHOLE}
     for round_ in range(rounds):
-        for variant, names in entries.items():
-            for name in names:
-                measured[variant][name].append(measured_apart(name, variant, images))
+        add_round(measured, images)
         for variant, series in times.items():
             series.append(measured_apart("seconds", variant, images))
         print(f"round {round_ + 1} of {rounds}", flush=True)
@@ -492,9 +497,7 @@ def measure(rounds: int, images: int) -> tuple[dict[str, Series], Series]:
     }
     grids: Series = {"serial": [], "joblib": []}
     for round_ in range(rounds):
-        for variant, names in entries.items():
-            for name in names:
-                measured[variant][name].append(measured_apart(name, variant, images))
+        add_round(measured, images)
         grids["serial"].append(grid())
         grids["joblib"].append(grid("hydra/launcher=joblib"))
         print(f"round {round_ + 1} of {rounds}", flush=True)

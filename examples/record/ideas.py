@@ -5,6 +5,7 @@ Augmentations take and return a batch: uint8 images (batch, 28, 28) and labels (
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,18 @@ from examples.exploration.exploration import Residual, StagedNet
 from fashion.training.networks import ResNet
 
 
-class Rectangles:
+class Ending:
+    """What is left out in the last `clean_epochs` epochs."""
+
+    def __init__(self, clean_epochs: int) -> None:
+        self.clean_epochs = clean_epochs
+        self.active = True
+
+    def set_epoch(self, epoch: int, epochs: int) -> None:
+        self.active = epochs < 1 or epoch < epochs - self.clean_epochs
+
+
+class Rectangles(Ending):
     """Random erasing (Zhong et al. 2020): rectangles of random size, shape and place, in black.
 
     Args:
@@ -34,13 +46,9 @@ class Rectangles:
         ratio: float = 3.0,
         clean_epochs: int = 0,
     ) -> None:
+        super().__init__(clean_epochs)
         self.probability, self.count = probability, count
         self.largest, self.ratio = largest, ratio
-        self.clean_epochs = clean_epochs
-        self.active = True
-
-    def set_epoch(self, epoch: int, epochs: int) -> None:
-        self.active = epochs < 1 or epoch < epochs - self.clean_epochs
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         for _ in range(self.count if self.active else 0):
@@ -55,7 +63,7 @@ class Rectangles:
         return images, labels
 
 
-class Mixing:
+class Mixing(Ending):
     """CutMix (Yun et al. 2019) or mixup (Zhang et al. 2018), each image with its own partner.
 
     Args:
@@ -75,12 +83,9 @@ class Mixing:
         clean_epochs: int = 0,
         num_classes: int = 10,
     ) -> None:
+        super().__init__(clean_epochs)
         self.how, self.probability, self.alpha = how, probability, alpha
-        self.clean_epochs, self.num_classes = clean_epochs, num_classes
-        self.active = True
-
-    def set_epoch(self, epoch: int, epochs: int) -> None:
-        self.active = epochs < 1 or epoch < epochs - self.clean_epochs
+        self.num_classes = num_classes
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         targets = functional.one_hot(labels, self.num_classes).float()
@@ -150,26 +155,8 @@ class DropPathNet(StagedNet):
         options: of StagedNet.
     """
 
-    def __init__(
-        self,
-        num_classes: int = 10,
-        *,
-        drop_path: float = 0.1,
-        widths: Sequence[int] = (32, 64, 128),
-        depth: int = 2,
-        squeeze: bool = False,
-        activation: str = "relu",
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__(
-            num_classes,
-            widths=widths,
-            depth=depth,
-            residual=True,
-            squeeze=squeeze,
-            activation=activation,
-            dropout=dropout,
-        )
+    def __init__(self, num_classes: int = 10, *, drop_path: float = 0.1, **options: Any) -> None:
+        super().__init__(num_classes, residual=True, **options)
         for name, layer in self.named_children():
             if isinstance(layer, Residual):
                 setattr(self, name, _DropPath(layer, drop_path))
