@@ -221,3 +221,21 @@ def test_gradient_of_small_images(monkeypatch: pytest.MonkeyPatch, count: int, s
             one, other, atol=0.02 * float(other.detach().abs().max()), rtol=0
         )
     assert torch.equal(layer(x), functional.conv2d(x, layer.weight, padding=1))  # fp32
+
+
+@pytest.mark.parametrize(("batch", "pool", "dtype"), [
+    (32, 1, torch.float32),  # few images, many weights
+    (200, 1, torch.bfloat16),
+    (32, 4, torch.bfloat16),
+])  # fmt: skip
+def test_a_layer_of_many_weights_stays_in_fp32(batch: int, pool: int, dtype: torch.dtype) -> None:
+    net = ConvNet(conv=[64], pool=pool, dense=[128])
+    dense = next(layer for layer in net if isinstance(layer, nn.Linear))
+    seen: list[Tensor] = []
+    dense.register_forward_hook(lambda *arguments: seen.append(arguments[-1]))
+    images = torch.randn(batch, 1, 28, 28)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = net(images)
+    assert seen[0].dtype == dtype
+    assert logits.dtype == torch.bfloat16
+    torch.testing.assert_close(logits.float(), net(images), atol=0.02, rtol=0.05)
