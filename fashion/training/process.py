@@ -333,7 +333,8 @@ def _stopped(callbacks: Any, plain: Mapping[str, Any], epochs: int) -> dict[str,
     stopper = next((c for c in callbacks if isinstance(c, EarlyStopping) and c.stopped_epoch), None)
     text = f"stopped after {epochs} of {planned} epochs"
     if stopper is not None:
-        text += f": {stopper.monitor} no better for {stopper.wait_count}"
+        why = f"no better for {stopper.wait_count}" if stopper.wait_count else "reached a threshold"
+        text += f": {stopper.monitor} {why}"
     if (schedule := plain["optimizer"].get("schedule", "constant")) != "constant":
         text += f"; the {schedule} schedule had not come to its end"
     return {"stopped": text}

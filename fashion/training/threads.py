@@ -6,7 +6,6 @@ fast, or no faster if the network is small.
 """
 
 import copy
-import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +18,8 @@ from lightning.pytorch.plugins import Precision
 from fashion.data.datamodule import BatchLoader, normalize
 from fashion.training.classifier import Classifier
 
-SECONDS = 0.6  # of measuring, after the first steps
-STEPS = 3  # at least, with each number of threads
+SECONDS = 1.0  # of measuring, after the first steps
+BLOCKS, BLOCK_SECONDS = 3, 0.05  # at least, of steps with one number of threads
 GAIN = 1.05  # least speedup to use all threads: with one thread the other cores stay free
 
 
@@ -82,16 +81,23 @@ def fastest_threads(classifier: Classifier, loader: BatchLoader, precision: Prec
         optimizer.zero_grad()
         return time.perf_counter() - start
 
-    seconds: dict[int, list[float]] = {1: [], most: []}
+    # Means, because a thread that another program interrupts now and then delays few steps by much.
+    seconds, steps = {1: 0.0, most: 0.0}, {1: 0, most: 0}
+    blocks = 0
     with torch.random.fork_rng(devices=[]):
         for number in seconds:  # the first step prepares kernels and starts threads
             with threads(number):
                 step()
         start = time.perf_counter()
-        while len(seconds[most]) < STEPS or time.perf_counter() - start < SECONDS:
-            for number, measured in seconds.items():
+        while blocks < BLOCKS or time.perf_counter() - start < SECONDS:
+            for number in seconds:
                 with threads(number):
-                    # Several steps, as in training: the first one after a change wakes threads.
-                    measured.append(min(step() for _ in range(2)))
-    one, all_ = (statistics.median(measured) for measured in seconds.values())
+                    step()  # the first one after a change wakes threads
+                    block = 0.0
+                    while block < BLOCK_SECONDS:
+                        block += step()
+                        steps[number] += 1
+                    seconds[number] += block
+            blocks += 1
+    one, all_ = (seconds[number] / steps[number] for number in seconds)
     return most if one > GAIN * all_ else 1

@@ -28,16 +28,28 @@ def test_block_sets_threads_and_restores_them() -> None:
     assert torch.get_num_threads() == 2
 
 
-@pytest.mark.parametrize(("seconds", "chosen"), [((1.0, 0.8), 2), ((1.0, 0.98), 1), ((1, 4), 1)])
+@pytest.mark.parametrize(
+    ("seconds", "delay", "chosen"),
+    [((1.0, 0.8), 0, 2), ((1.0, 0.98), 0, 1), ((1, 4), 0, 1), ((0.01, 0.006), 0.1, 1)],
+)
 def test_faster_number_is_chosen(
-    tiny_data: Path, monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], chosen: int
+    tiny_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: tuple[float, float],
+    delay: float,
+    chosen: int,
 ) -> None:
-    """A step takes `seconds` with one thread and with two; nothing of the training changes."""
-    now = 0.0
+    """A step takes `seconds` with one thread and with two, of which some are delayed.
+
+    Nothing of the training changes.
+    """
+    now, calls = 0.0, 0
 
     def clock() -> float:
-        nonlocal now
-        now += seconds[torch.get_num_threads() - 1]
+        nonlocal now, calls
+        calls += 1
+        number = torch.get_num_threads()
+        now += seconds[number - 1] + (delay if number == 2 and calls % 9 == 0 else 0)
         return now
 
     monkeypatch.setattr(time, "perf_counter", clock)
