@@ -13,7 +13,7 @@ and, for the deck's model alone,
 
     plain      bare with torch's defaults: no channels-last, no fused optimizer
     usual      the usual way: torchvision transforms per image, a DataLoader, plain Lightning
-    keras      the deck's own tool, if it is installed
+    keras      the deck's own tool, with --keras
 
 Each is measured in a process of its own, since bare and ours change settings of theirs, and after
 its first images, which wait for one-time imports and set-up. Beside the record's stand the fraction
@@ -31,7 +31,6 @@ measured, and the seconds of whole trainings; writes results/benchmark-cuda.json
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import math
 import os
@@ -66,7 +65,7 @@ from fashion.training.process import fit, hardware_precision, prepare_process, q
 
 BATCH_SIZE = 32  # the deck's
 EPOCHS = 1000  # for augmentation, which in a short training would erase nothing
-DEVICE = "cpu"  # --device
+DEVICE, KERAS = "cpu", ""  # --device, --keras
 DECK = {"literal": 1, "pooled": 2}  # side of the pooling window
 OVERRIDES = {
     **{variant: [f"model.network.pool={pool}"] for variant, pool in DECK.items()},
@@ -309,7 +308,11 @@ def evaluation(variant: str, images: int) -> float:  # noqa: ARG001 - all there 
         def on_validation_end(self, *_: Any) -> None:
             seconds.append(time.perf_counter() - self.start)
 
-    config = configuration(variant, "trainer.limit_train_batches=1", "trainer.max_epochs=2")
+    config = configuration(
+        variant,
+        *("trainer.limit_train_batches=1", "trainer.max_epochs=2"),
+        "trainer.check_val_every_n_epoch=1",
+    )
     with tempfile.TemporaryDirectory() as folder, quiet():
         run = Run(Path(folder) / "run")
         with run.start(config):
@@ -359,65 +362,22 @@ def usual(variant: str, images: int) -> float:
     return clock.rate
 
 
-def keras_network(pool: int) -> Any:
-    import keras as k  # type: ignore[import-not-found]
-
-    pooling = [k.layers.MaxPool2D(pool)] if pool > 1 else []
-    model = k.Sequential(
-        [
-            k.layers.Input((28, 28, 1)),
-            k.layers.Conv2D(64, 3),
-            k.layers.LeakyReLU(negative_slope=0.05),
-            *pooling,
-            k.layers.Flatten(),
-            k.layers.Dense(128, activation="relu"),
-            k.layers.Dropout(0.6),
-            k.layers.Dense(10, activation="softmax"),
-        ]
-    )
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    return model
-
-
-def keras_data(images: int) -> tuple[Any, Any]:
-    """Return pixels between 0 and 1, as Keras takes them, and labels."""
-    import numpy as np
-
-    dataset = torchvision.datasets.FashionMNIST("data")
-    pixels = (dataset.data[:images].numpy() / 255).astype(np.float32)[..., None]
-    return pixels, dataset.targets[:images].numpy()
-
-
 def keras(variant: str, images: int) -> float:
-    model = keras_network(DECK[variant])
-    pixels, labels = keras_data(images)
-    model.fit(pixels[:320], labels[:320], batch_size=BATCH_SIZE, verbose=0)  # compiles
-    start = time.perf_counter()
-    model.fit(pixels, labels, batch_size=BATCH_SIZE, verbose=0)
-    return images / (time.perf_counter() - start)
+    return with_keras("rate", DECK[variant], images)
 
 
-def keras_to_90(variant: str, images: int) -> float:  # noqa: ARG001 - all there are
-    """Validation accuracy of Keras once it has reached 90 %."""
-    model = keras_network(DECK[variant])
-    pixels, labels = keras_data(60_000)
-    accuracy = 0.0
-    while accuracy < TARGET:
-        done = model.fit(
-            *(pixels[:50_000], labels[:50_000]),
-            batch_size=BATCH_SIZE,
-            validation_data=(pixels[50_000:], labels[50_000:]),
-            verbose=0,
-        )
-        accuracy = done.history["val_accuracy"][-1]
-    return accuracy
+def with_keras(*arguments: object) -> float:
+    """Return what scripts/benchmark_keras.py prints last."""
+    command = [KERAS, str(Path(__file__).with_name("benchmark_keras.py")), *map(str, arguments)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(done.stdout.split()[-1])
 
 
 def to_90(model: str) -> float:
     """Seconds of a command that trains until a validation accuracy of 90 %, all in all."""
     start = time.perf_counter()
     if model == "keras":
-        measured_apart("keras_to_90", "literal", 0)
+        with_keras("until", TARGET)
     else:
         command = [sys.executable, "-m", "fashion.train", f"model={model}", AUTO]
         command += [f"+callbacks.stop.{key}={value}" for key, value in STOP.items()]
@@ -476,7 +436,7 @@ def measured_apart(contestant: str, variant: str, images: int) -> float:
     done = subprocess.run(
         [
             *(sys.executable, __file__, "--device", DEVICE),
-            *("--measure", contestant, variant, "--images", str(images)),
+            *("--keras", KERAS, "--measure", contestant, variant, "--images", str(images)),
         ],
         check=True,
         stdout=subprocess.PIPE,
@@ -502,7 +462,7 @@ def measure_gpu(rounds: int, images: int) -> None:
         "ours",
         "fp32",
         "usual",
-        *(["keras"] if importlib.util.find_spec("keras") else []),
+        *(["keras"] if KERAS else []),
     ]
     entries = {"literal": deck, "pooled": deck, "cnn": deck[:3], "record": deck[:2]}
     measured: dict[str, Series] = {
@@ -534,7 +494,7 @@ def measure(rounds: int, images: int) -> tuple[dict[str, Series], Series]:
     """Return what was measured of each variant, and the seconds of grids by launcher."""
     ours_ = ["ours", "fp32", "one", "busy"]
     deck = ["bare", *ours_, "ordinary", "plain", "usual", "bandwidth"]
-    if importlib.util.find_spec("keras"):
+    if KERAS:
         deck.append("keras")
     entries = {
         "literal": deck,
@@ -559,10 +519,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, help="per measurement")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--keras",
+        default="",
+        metavar="PYTHON",
+        help="interpreter that has keras and tensorflow: not this one, which would import them too",
+    )
     parser.add_argument("--measure", nargs=2, metavar=("CONTESTANT", "VARIANT"), help="one alone")
     arguments = parser.parse_args()
-    global DEVICE  # noqa: PLW0603 - of all that one process measures
-    DEVICE = arguments.device
+    global DEVICE, KERAS
+    DEVICE, KERAS = arguments.device, arguments.keras
     if arguments.measure:
         contestant, variant = arguments.measure
         print(CONTESTANTS[contestant](variant, arguments.images or IMAGES))
@@ -576,8 +542,7 @@ def main() -> None:
     bandwidths = {variant: measured[variant].pop("bandwidth") for variant in DECK}
     ratios = _ratios(measured)
     seconds_to_90 = {
-        model: to_90(model)
-        for model in ("best", "cnn", *(["keras"] if importlib.util.find_spec("keras") else []))
+        model: to_90(model) for model in ("best", "cnn", *(["keras"] if KERAS else []))
     }
     results = {
         "unit": "images per second",
@@ -687,7 +652,7 @@ CONTESTANTS = {
     each.__name__: each
     for each in (
         *(bare, ours, fp32, one, busy, ordinary, plain, usual, keras),
-        *(bandwidth, peak, augmentation, evaluation, seconds, keras_to_90),
+        *(bandwidth, peak, augmentation, evaluation, seconds),
     )
 }
 

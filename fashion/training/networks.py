@@ -99,8 +99,8 @@ class _Dense(nn.Linear):
     WEIGHTS, BATCH = 2**20, 128  # from so many weights, for less than so many images
 
     def forward(self, x: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch out_features"]:
-        few = len(x) < self.BATCH and self.weight.numel() >= self.WEIGHTS
-        if not (few and x.device.type == "cpu" and torch.is_autocast_enabled("cpu")):
+        mixed = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        if not mixed or self.weight.numel() < self.WEIGHTS or len(x) >= self.BATCH:
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             return super().forward(x.float())
