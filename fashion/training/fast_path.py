@@ -54,9 +54,10 @@ class ChunkedClassifier(Classifier):
         # Lightning logs under this number, and counts a call as one step.
         self.trainer.fit_loop.epoch_loop._batches_that_stepped += len(parts) - 1  # noqa: SLF001
         for part in parts:
-            self.manual_backward(super().training_step(part))
-            # As in Lightning's own call, which mixed precision does not reach.
+            loss = super().training_step(part)
+            # As in Lightning's own loop, which leaves mixed precision after the forward pass.
             with torch.autocast(self.device.type, enabled=False):
+                self.manual_backward(loss)
                 optimizer.step()
             optimizer.zero_grad()
             scheduler.step()
