@@ -70,7 +70,8 @@ class ConvNet(nn.Sequential):
         layers.append(_Flatten())
         features = channels * size * size
         for units in dense:
-            layers.append(_Dense(features, units, bias=not batch_norm))
+            linear = _LargeLinear if features * units >= _LargeLinear.WEIGHTS else nn.Linear
+            layers.append(linear(features, units, bias=not batch_norm))
             if batch_norm:
                 layers.append(nn.BatchNorm1d(units))
             layers.append(_activation(dense_activation, negative_slope))
@@ -88,7 +89,7 @@ class _Flatten(nn.Module):
         return x.permute(0, 2, 3, 1).flatten(1)
 
 
-class _Dense(nn.Linear):
+class _LargeLinear(nn.Linear):
     """A dense layer that stays in fp32 on a CPU where moving its weights is most of its work.
 
     In bf16 they would be moved twice more, since their fp32 originals are converted at each step
@@ -98,9 +99,9 @@ class _Dense(nn.Linear):
 
     WEIGHTS, BATCH = 2**20, 128  # from so many weights, for less than so many images
 
-    def forward(self, x: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch out_features"]:
+    def forward(self, x: Tensor) -> Tensor:  # not Float[…], which torch.compile cannot check here
         mixed = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-        if not mixed or self.weight.numel() < self.WEIGHTS or len(x) >= self.BATCH:
+        if not mixed or len(x) >= self.BATCH:
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             return super().forward(x.float())

@@ -57,7 +57,7 @@ def test_parameters(model: str, parameters: int) -> None:
 def test_best_is_the_deck_s_to_the_letter() -> None:
     layers = list(build_section("model.network", section("model.network", "model=best")))
     names = [type(layer).__name__.strip("_") for layer in layers]
-    assert names == ["Conv2d", "LeakyReLU", "Flatten", "Dense", "ReLU", "Dropout", "Linear"]
+    assert names == ["Conv2d", "LeakyReLU", "Flatten", "LargeLinear", "ReLU", "Dropout", "Linear"]
     convolution, leaky, _, dense, _, dropout, logits = layers
     assert (convolution.kernel_size, convolution.stride, convolution.padding) == (
         (3, 3),
@@ -103,7 +103,7 @@ def test_both_orders_of_pooling_agree(activation: str, batch_norm: bool) -> None
 def test_the_dense_layers() -> None:
     network = build(conv=[], dense=[20, 30], dense_activation="silu", batch_norm=True, dropout=0.0)
     names = [type(layer).__name__.strip("_") for layer in network]
-    block = ["Dense", "BatchNorm1d", "SiLU"]
+    block = ["Linear", "BatchNorm1d", "SiLU"]
     assert names == ["Flatten", *block, *block, "Linear"]
     assert network[1].bias is None
     assert network[-1].bias is not None
