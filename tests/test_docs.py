@@ -226,9 +226,9 @@ def test_benchmark_and_overhead() -> None:
         "images_per_second"
     ]
     rows = table(text, "table: benchmark")[1:]
-    assert len(rows) == 4
-    for kind, (_, *cells) in zip(("bare", "plain", "usual", "keras"), rows, strict=True):
-        for network, cell in zip(("literal", "pooled", "record"), cells, strict=True):
+    kinds = ("bare", "fp32", "one", "ordinary", "plain", "usual", "keras")
+    for kind, (_, *cells) in zip(kinds, rows, strict=True):
+        for network, cell in zip(("literal", "pooled", "cnn", "record"), cells, strict=True):
             ratios = sorted(
                 ours / other
                 for ours, other in zip(
