@@ -2,7 +2,8 @@
 
     python -m fashion.evaluate RUN                   on the validation split
     python -m fashion.evaluate RUN --split test      on the test set
-    python -m fashion.evaluate RUN --tta hflip       also with horizontal flips, averaged
+    python -m fashion.evaluate RUN --tta hflip       also averaged over image and horizontal flip
+    python -m fashion.evaluate RUN --tta shift       also over both, moved by a pixel: ten views
     python -m fashion.evaluate RUN RUN...            also their mean probabilities: an ensemble
 
 Metrics are added to each run's metrics.json; predictions and the report are written beside it.

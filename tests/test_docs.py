@@ -34,6 +34,7 @@ PAGES = [
 ]
 HYDRA = ("train", "tune")
 DASH = "\N{EN DASH}"  # no interval or p-value
+BY_NUMBER = ("resolution", "train-size")  # studies made by scripts/resolution.py
 PLACEHOLDERS = {"RUN": "logs/run", "DIR": "data", "RUN_OR_FOLDER": "logs"}
 
 # Tables against raw values.
@@ -84,7 +85,7 @@ def group(study: str, name: str) -> list[dict[str, Any]]:
     "path",
     sorted(
         {*RESULTS.glob("*.md")}
-        - {LAB, *(RESULTS / f"{name}.md" for name in ("LOG", "classes", "photos"))}
+        - {LAB, *(RESULTS / f"{name}.md" for name in ("LOG", "classes", "photos", *BY_NUMBER))}
     ),
 )
 def test_a_study_s_tables_are_those_of_its_runs(path: Path) -> None:
@@ -119,6 +120,21 @@ def test_a_study_s_tables_are_those_of_its_runs(path: Path) -> None:
             else:
                 test = ttest_ind(accuracies[name], accuracies[base], equal_var=False)
                 assert welch == chance(test.pvalue)
+
+
+@pytest.mark.parametrize("study", BY_NUMBER)
+def test_a_study_of_one_number_has_its_runs_accuracies(study: str) -> None:
+    header, *rows = next(iter(tables(RESULTS / f"{study}.md")))
+    for name, *cells in rows:
+        for number, cell in zip(header[-len(cells) :], cells, strict=True):
+            if number == "n":
+                continue
+            value = number.partition(" x ")[0].replace(",", "")
+            whole = study == "train-size" and value == "50000"
+            runs = raw(f"resolution/{name}-28")[:3] if whole else raw(f"{study}/{name}-{value}")
+            assert cell == with_interval([run["val/acc"] for run in runs])
+            if header[1] == "n":
+                assert cells[0] == str(len(runs))
 
 
 def test_the_lab_report_has_the_studies_tables() -> None:

@@ -151,7 +151,7 @@ def test_flip_augmentation_beside_the_single_view(command: Command, other: Run) 
     flipped = other.predictions("val", "hflip")
     assert found["val/acc_hflip"] == (flipped.probabilities.argmax(1) == flipped.labels).mean()
     expected = percent(found, "val/acc_hflip")
-    assert f"with horizontal-flip test-time augmentation {expected}" in done.out
+    assert f"mean of 2 views (--tta hflip) {expected}" in done.out
     table = json.loads(command("compare", other.folder, "--tta=hflip", "--format=json").out)
     assert table["tta"] == "hflip"
     assert table["rows"][0]["accuracy"] == pytest.approx(100 * found["val/acc_hflip"])

@@ -6,7 +6,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations
@@ -21,14 +21,17 @@ from fashion.data import CLASSES
 from fashion.errors import UserError
 from fashion.report import metrics
 from fashion.report.metrics import percent, percent_range
+from fashion.report.statistics import Labels, Probabilities
 from fashion.runs.run import Predictions, Run, listed
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
+    from torch import Tensor
 
     from fashion.training.classifier import Classifier
 
 SPLITS = {"val": "validation", "test": "test"}
+VIEWS = {"hflip": 2, "shift": 10}  # views of each image, with each test-time augmentation
 
 # Fashion-MNIST's classes in sentences.
 NOUNS = (
@@ -49,7 +52,8 @@ class Evaluation:
         indices: the images' positions in the official file, from 0.
         labels: the true classes, 0..C-1.
         probabilities: of each image alone; rows sum to 1.
-        probabilities_hflip: the mean over each image and its horizontal flip, where computed.
+        tta: the test-time augmentation of `probabilities_tta`, "none" without any.
+        probabilities_tta: the mean over the views of each image.
         temperature: fitted on the validation split; None if the run has none.
     """
 
@@ -59,8 +63,9 @@ class Evaluation:
     indices: Int[np.ndarray, " n"]
     labels: Int64[np.ndarray, " n"]
     probabilities: Float32[np.ndarray, "n classes"]
-    probabilities_hflip: Float32[np.ndarray, "n classes"] | None = None
     temperature: float | None = None
+    tta: str = "none"
+    probabilities_tta: Float32[np.ndarray, "n classes"] | None = None
 
     @property
     def is_fashion(self) -> bool:
@@ -119,18 +124,17 @@ class Evaluation:
         """The flat keys of metrics.json, "val/acc" and so on.
 
         All of `metrics.scores`; validation's "temperature"; "ece_scaled" at that temperature;
-        "acc_hflip" with test-time augmentation; per class "precision/Coat", "precision_low/Coat"
-        and so on, where defined; "confused/Shirt as Coat", the number of shirts predicted as
-        coats, the pairs most confused in both directions first.
+        "acc_hflip" or "acc_shift" with test-time augmentation; per class "precision/Coat",
+        "precision_low/Coat" and so on, where defined; "confused/Shirt as Coat", the number of
+        shirts predicted as coats, the pairs most confused in both directions first.
         """
         found: dict[str, Any] = dict(self.scores)
         if self.temperature is not None:
             found["ece_scaled"] = self.ece_scaled
             if self.split == "val":
                 found["temperature"] = self.temperature
-        if self.probabilities_hflip is not None:
-            flipped = metrics.scores(self.labels, self.probabilities_hflip)
-            found |= {f"acc_hflip{end}": flipped[f"acc{end}"] for end in ("", "_low", "_high")}
+        if self.probabilities_tta is not None:
+            found |= _accuracies(self.labels, self.probabilities_tta, self.tta)
         for score, name in zip(self.class_scores, self.classes, strict=True):
             for key in ("precision", "recall", "f1"):
                 value, (low, high) = getattr(score, key), getattr(score, f"{key}_interval")
@@ -183,9 +187,9 @@ class Evaluation:
     def write(self, run: Run) -> None:
         """Write the predictions into the run's folder."""
         run.write_predictions(self.split, Predictions(self.labels, self.probabilities))
-        if self.probabilities_hflip is not None:
-            flipped = Predictions(self.labels, self.probabilities_hflip)
-            run.write_predictions(self.split, flipped, "hflip")
+        if self.probabilities_tta is not None:
+            augmented = Predictions(self.labels, self.probabilities_tta)
+            run.write_predictions(self.split, augmented, self.tta)
 
 
 def evaluate(
@@ -203,7 +207,8 @@ def evaluate(
         data: a LightningDataModule with the ImageSets `val` and `test`, as FashionMNIST has.
         split: "val" or "test".
         temperature: fitted on the validation split; ignored for "val", on which it is fitted here.
-        tta: "hflip" also averages the predictions of each image and its horizontal flip.
+        tta: "hflip" also averages the predictions of each image and its horizontal flip; "shift"
+            those of ten views: both, in place and moved by one pixel up, down, left and right.
 
     Raises:
         UserError: the data cannot be read, or the predictions are not finite.
@@ -213,9 +218,12 @@ def evaluate(
     data.setup("test" if split == "test" else "validate")
     images = getattr(data, split)
     probabilities = predict_probabilities(classifier, images.images)
-    flipped = None
-    if tta == "hflip":
-        flipped = (probabilities + predict_probabilities(classifier, images.images.flip(2))) / 2
+    augmented = None
+    if tta != "none":
+        total = probabilities
+        for view in _further_views(images.images, tta):
+            total = total + predict_probabilities(classifier, view)
+        augmented = (total / VIEWS[tta]).numpy()
     labels = images.labels.numpy()
     if split == "val":
         temperature = metrics.fit_temperature(labels, probabilities.numpy())
@@ -226,9 +234,32 @@ def evaluate(
         images.indices.numpy(),
         labels,
         probabilities.numpy(),
-        None if flipped is None else flipped.numpy(),
         temperature,
+        tta,
+        augmented,
     )
+
+
+def _further_views(
+    images: "UInt8[Tensor, 'n h w']", tta: str
+) -> "Iterator[UInt8[Tensor, 'n h w']]":
+    """Yield the views of test-time augmentation other than the images themselves."""
+    from torch.nn.functional import pad
+
+    flipped = images.flip(2)
+    yield flipped
+    if tta == "shift":
+        height, width = images.shape[1:]
+        for view in (images, flipped):
+            padded = pad(view, (1, 1, 1, 1))  # black, as the images' border is
+            for top, left in ((0, 1), (1, 0), (1, 2), (2, 1)):
+                yield padded[:, top : top + height, left : left + width]
+
+
+def _accuracies(labels: Labels, probabilities: Probabilities, tta: str) -> dict[str, float]:
+    """Return metrics.json's accuracy and its interval with test-time augmentation."""
+    found = metrics.scores(labels, probabilities)
+    return {f"acc_{tta}{end}": found[f"acc{end}"] for end in ("", "_low", "_high")}
 
 
 def open_data(run: Run, root: Path | None = None) -> "LightningDataModule":
@@ -267,7 +298,7 @@ def open_data(run: Run, root: Path | None = None) -> "LightningDataModule":
 
 
 def summary(found: Mapping[str, Any], split: str) -> str:
-    """Return a line on accuracy, with its interval and epoch; another for `--tta hflip`, if known.
+    """Return a line on accuracy, with its interval and epoch; others for each known `--tta`.
 
     Args:
         found: metrics.json's content.
@@ -281,8 +312,9 @@ def summary(found: Mapping[str, Any], split: str) -> str:
     line = f"{SPLITS[split].capitalize()} accuracy {accuracy('acc')}"
     if {"best_epoch", "epochs"} <= set(found):
         line += f", epoch {found['best_epoch']} of {found['epochs']}"
-    if f"{split}/acc_hflip" in found:
-        line += f"\n  with horizontal-flip test-time augmentation {accuracy('acc_hflip')}"
+    for tta, count in VIEWS.items():
+        if f"{split}/acc_{tta}" in found:
+            line += f"\n  mean of {count} views (--tta {tta}) {accuracy(f'acc_{tta}')}"
     return line
 
 
@@ -374,15 +406,13 @@ def ensemble(runs: Sequence[Run], split: str, tta: str = "none") -> dict[str, An
     if split == "val":
         refuse_other_splits(runs, folds=False)
 
-    def mean(tta: str) -> dict[str, float]:
+    def mean(tta: str) -> tuple[Labels, Probabilities]:
         found = list(common_predictions(runs, split, tta).values())
-        probabilities = np.mean([each.probabilities for each in found], axis=0)
-        return metrics.scores(found[0].labels, probabilities)
+        return found[0].labels, np.mean([each.probabilities for each in found], axis=0)
 
-    scores = mean("none")
-    if tta == "hflip":
-        flipped = mean(tta)
-        scores |= {f"acc_hflip{end}": flipped[f"acc{end}"] for end in ("", "_low", "_high")}
+    scores = metrics.scores(*mean("none"))
+    if tta != "none":
+        scores |= _accuracies(*mean(tta), tta)
     return {
         "runs": [str(run.folder) for run in runs],
         **{f"{split}/{key}": value for key, value in scores.items()},

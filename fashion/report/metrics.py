@@ -23,7 +23,7 @@ BINS = 15  # of confidence, as in Guo et al. (2017)
 TEMPERATURES = (0.01, 100.0)  # the range searched
 # The metrics of a split that an evaluation writes, beside those per class.
 OWN = (
-    *("acc", "acc_low", "acc_high", "acc_hflip", "acc_hflip_low", "acc_hflip_high"),
+    *(f"acc{tta}{end}" for tta in ("", "_hflip", "_shift") for end in ("", "_low", "_high")),
     *("loss", "top2", "precision", "recall", "f1", "ece", "ece_scaled", "temperature"),
 )
 

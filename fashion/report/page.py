@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from fashion.report import figures, metrics
-from fashion.report.evaluation import FOOTWEAR, SPLITS, TOPS, Evaluation
+from fashion.report.evaluation import FOOTWEAR, SPLITS, TOPS, VIEWS, Evaluation
 from fashion.report.metrics import percent, percent_range
 from fashion.runs.files import atomic_write
 from fashion.runs.run import Run
@@ -213,9 +213,9 @@ def _tiles(evaluation: Evaluation, run_metrics: Mapping[str, Any]) -> dict[str, 
         "Loss": f"{scores['loss']:.3f}",
         "Calibration error": percent(scores["ece"]),
     }
-    if evaluation.probabilities_hflip is not None:
-        accuracy = evaluation.metrics[f"{evaluation.split}/acc_hflip"]
-        tiles["With horizontal flip"] = percent(accuracy)
+    if evaluation.tta != "none":
+        accuracy = evaluation.metrics[f"{evaluation.split}/acc_{evaluation.tta}"]
+        tiles[f"Mean of {VIEWS[evaluation.tta]} views"] = percent(accuracy)
     own = metrics.user_metrics(run_metrics, evaluation.split)
     return tiles | {key: f"{value:.4g}" for key, value in own.items()}
 

@@ -5,7 +5,7 @@ checkpoints/         best.ckpt, last.ckpt
 history.csv          one row per epoch
 metrics.json         one flat object, written when the run has finished
 val.npz, test.npz    labels and probabilities of the reported checkpoint
-val_hflip.npz, test_hflip.npz    the same, averaged over each image and its horizontal flip
+val_hflip.npz, val_shift.npz, ...  the same with test-time augmentation, `evaluate --tta`
 report.html, figures/
 events.out.tfevents, projector_config.pbtxt, 00000/    TensorBoard
 """
@@ -31,12 +31,13 @@ from fashion.errors import UserError
 from fashion.runs import untrusted
 from fashion.runs.files import SCRATCH, atomic_write
 
-# Test-time augmentation: predictions of each image, or the mean over it and its horizontal flip.
-TTA = ("none", "hflip")
+# Test-time augmentation: predictions of each image, or the mean over several views of it, which are
+# listed where they are made (fashion/report/evaluation.py).
+TTA = ("none", "hflip", "shift")
 # Results of a finished run, deleted when it is continued.
 REPORTED = (
     "metrics.json",
-    *(f"{split}{tta}.npz" for split in ("val", "test") for tta in ("", "_hflip")),
+    *(f"{split}{tta}.npz" for split in ("val", "test") for tta in ("", "_hflip", "_shift")),
     *("report.html", "report-test.html"),
     *(f"figures/confusion_matrix{end}.png" for end in ("", "-test")),
     *(f"figures/mistakes{end}.png" for end in ("", "-test")),

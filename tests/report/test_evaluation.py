@@ -111,22 +111,42 @@ def untrained() -> Any:
 
 def test_evaluate_reads_the_split_alone() -> None:
     classifier, data = untrained(), Data()
-    val = report.evaluate(classifier, data, "val", tta="hflip")
+    val = report.evaluate(classifier, data, "val")
     assert data.stages == ["validate"]
     assert val.temperature == metrics.fit_temperature(val.labels, val.probabilities)
     assert val.indices.tolist() == list(range(40, 60))
     test = report.evaluate(classifier, data, "test", temperature=0.5)
     assert (data.stages, test.temperature) == (["validate", "test"], 0.5)
-    assert test.probabilities_hflip is None
-    mirrored = Data()
-    mirrored.val = type(data.val)(data.val.images.flip(2), data.val.labels, data.val.indices)
-    other = report.evaluate(classifier, mirrored, "val").probabilities
-    assert not np.allclose(other, val.probabilities)
-    assert val.probabilities_hflip is not None
-    np.testing.assert_allclose(val.probabilities_hflip, (val.probabilities + other) / 2, atol=1e-6)
-    hits = int((val.probabilities_hflip.argmax(1) == val.labels).sum())
-    bounds = [val.metrics[f"val/acc_hflip{end}"] for end in ("", "_low", "_high")]
-    assert bounds == [hits / 20, *wilson(hits, 20)]
+    assert test.probabilities_tta is None
+
+
+def test_test_time_augmentation_averages_views() -> None:
+    classifier, data = untrained(), Data()
+    images = data.val.images
+    flipped = images.flip(2)
+    moved = []
+    for image in (images, flipped):
+        for rows, columns in ((1, 0), (-1, 0), (0, 1), (0, -1)):
+            view = torch.zeros_like(image)  # black where nothing moved to
+            for row in range(28):
+                for column in range(28):
+                    if 0 <= row + rows < 28 and 0 <= column + columns < 28:
+                        view[:, row + rows, column + columns] = image[:, row, column]
+            moved.append(view)
+    for tta, views in (("hflip", [images, flipped]), ("shift", [images, flipped, *moved])):
+        single = []
+        for view in views:
+            each = Data()
+            each.val = type(data.val)(view, data.val.labels, data.val.indices)
+            single.append(report.evaluate(classifier, each, "val").probabilities)
+            assert not np.allclose(single[-1], single[0]) or len(single) == 1
+        val = report.evaluate(classifier, data, "val", tta=tta)
+        assert val.probabilities_tta is not None
+        np.testing.assert_array_equal(val.probabilities, single[0])
+        np.testing.assert_allclose(val.probabilities_tta, np.mean(single, axis=0), atol=1e-6)
+        hits = int((val.probabilities_tta.argmax(1) == val.labels).sum())
+        bounds = [val.metrics[f"val/acc_{tta}{end}"] for end in ("", "_low", "_high")]
+        assert bounds == [hits / 20, *wilson(hits, 20)]
 
 
 def test_summary() -> None:

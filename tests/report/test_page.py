@@ -239,9 +239,10 @@ def test_headline() -> None:
     assert f"95 % interval: {low:.1f} to {high:.1f} % (Wilson)" in text
     assert "chosen on these images" in text
     assert "kappa 0.8765" in text
-    assert "horizontal flip" not in text
-    flipped = typical(probabilities_hflip=np.eye(10, dtype=np.float32)[np.arange(200) % 10])
-    assert "With horizontal flip 100.0 %" in words(Page(page_of(flipped)).text["result"])
+    assert "views" not in text
+    certain = np.eye(10, dtype=np.float32)[np.arange(200) % 10]
+    flipped = typical(tta="hflip", probabilities_tta=certain)
+    assert "Mean of 2 views 100.0 %" in words(Page(page_of(flipped)).text["result"])
     test = Page(page_of(typical(split="test")))
     assert "200 test images" in words(test.text["result"])
     assert "neither for training nor for choosing" in words(test.text["result"])
