@@ -504,8 +504,7 @@ def accuracy_lines(
             textcoords="offset points",
             size=9,
             va="center",
-            color=ACCENT,
-            alpha=shade,
+            color=INK,
         )
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted({number for points in lines.values() for number in points}))
