@@ -168,6 +168,7 @@ def train_size() -> dict[str, Any]:
     pairs = [
         *((("cnn", 50_000), ("cnn", 10_000)), (("cnn", 50_000), ("cnn", 2_000))),
         *((("fast", 10_000), ("cnn", 10_000)), (("fast", 50_000), ("cnn", 50_000))),
+        (("fast", 10_000), ("cnn", 50_000)),
     ]
     return {
         "accuracy": [

@@ -34,7 +34,7 @@ PAGES = [
 ]
 HYDRA = ("train", "tune")
 DASH = "\N{EN DASH}"  # no interval or p-value
-BY_NUMBER = ("resolution",)  # studies made by scripts/resolution.py
+BY_NUMBER = ("resolution", "train-size")  # studies made by scripts/resolution.py
 PLACEHOLDERS = {"RUN": "logs/run", "DIR": "data", "RUN_OR_FOLDER": "logs"}
 
 # Tables against raw values.
