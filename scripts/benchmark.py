@@ -60,6 +60,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from fashion.config import CONF, build, register_resolvers
 from fashion.runs.provenance import provenance
 from fashion.runs.run import Run
+from fashion.training import networks
 from fashion.training.optimizers import configure
 from fashion.training.process import fit, hardware_precision, prepare_process, quieten
 
@@ -273,7 +274,7 @@ def traffic_per_image(variant: str) -> float:
     net = network(config)
     numbers = MOVED_PER_PARAMETER * sum(parameter.numel() for parameter in net.parameters())
     for layer in net.modules():
-        if not list(layer.children()) and not isinstance(layer, nn.Flatten):
+        if not list(layer.children()) and not isinstance(layer, networks._Flatten):  # noqa: SLF001 - a view
             layer.register_forward_hook(lambda _, __, output: outputs.append(output.numel()))
     outputs: list[int] = []
     with torch.no_grad():
