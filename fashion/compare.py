@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fashion.errors import cli_errors
 from fashion.runs.files import atomic_write, refuse_existing
-from fashion.runs.run import TTA
+from fashion.runs.run import VIEWS
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "paths", nargs="+", type=Path, metavar="RUN_OR_FOLDER", help="a folder: the runs below it"
     )
     parser.add_argument("--split", choices=("val", "test"), default="val")
-    parser.add_argument("--tta", choices=TTA, default="none", help="as fashion.evaluate made them")
+    parser.add_argument(
+        "--tta", choices=VIEWS, default="none", help="as fashion.evaluate made them"
+    )
     parser.add_argument("--baseline", metavar="NAME", help="a row's name (default: the best row)")
     parser.add_argument("--format", choices=("markdown", "csv", "json"), default="markdown")
     parser.add_argument("--output", type=Path, metavar="FILE", help="instead of the terminal")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from fashion.errors import UserError, cli_errors
 from fashion.runs.files import atomic_write, refuse_existing
-from fashion.runs.run import TTA, Run
+from fashion.runs.run import VIEWS, Run
 
 if TYPE_CHECKING:
     from fashion.report.evaluation import Evaluation
@@ -30,7 +30,7 @@ def main() -> None:
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
     parser.add_argument("--split", choices=("val", "test"), default="val")
-    parser.add_argument("--tta", choices=TTA, default="none", help="test-time augmentation")
+    parser.add_argument("--tta", choices=VIEWS, default="none", help="test-time augmentation")
     parser.add_argument("--output", type=Path, metavar="FILE", help="the ensemble's metrics, JSON")
     parser.add_argument("--mistakes", type=Path, metavar="FILE.csv", help="misclassified images")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="16:9 figures for slides")

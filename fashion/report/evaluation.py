@@ -22,7 +22,7 @@ from fashion.errors import UserError
 from fashion.report import metrics
 from fashion.report.metrics import percent, percent_range
 from fashion.report.statistics import Labels, Probabilities
-from fashion.runs.run import Predictions, Run, listed
+from fashion.runs.run import VIEWS, Predictions, Run, listed
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from fashion.training.classifier import Classifier
 
 SPLITS = {"val": "validation", "test": "test"}
-VIEWS = {"hflip": 2, "shift": 10}  # views of each image, with each test-time augmentation
 
 # Fashion-MNIST's classes in sentences.
 NOUNS = (

@@ -26,10 +26,10 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from fashion.report import figures, metrics
-from fashion.report.evaluation import FOOTWEAR, SPLITS, TOPS, VIEWS, Evaluation
+from fashion.report.evaluation import FOOTWEAR, SPLITS, TOPS, Evaluation
 from fashion.report.metrics import percent, percent_range
 from fashion.runs.files import atomic_write
-from fashion.runs.run import Run
+from fashion.runs.run import VIEWS, Run
 
 TEMPLATES = Path(__file__).parent / "templates"
 GOOD_ENOUGH = 0.9  # least accuracy of a model for which suspicious labels are listed

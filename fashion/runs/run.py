@@ -31,13 +31,18 @@ from fashion.errors import UserError
 from fashion.runs import untrusted
 from fashion.runs.files import SCRATCH, atomic_write
 
-# Test-time augmentation: predictions of each image, or the mean over several views of it, which are
-# listed where they are made (fashion/report/evaluation.py).
-TTA = ("none", "hflip", "shift")
+# Test-time augmentations, each with the number of views of an image whose predictions it averages.
+VIEWS = {"none": 1, "hflip": 2, "shift": 10}
+
+
+def _predictions_file(split: str, tta: str) -> str:
+    return f"{split}.npz" if tta == "none" else f"{split}_{tta}.npz"
+
+
 # Results of a finished run, deleted when it is continued.
 REPORTED = (
     "metrics.json",
-    *(f"{split}{tta}.npz" for split in ("val", "test") for tta in ("", "_hflip", "_shift")),
+    *(_predictions_file(split, tta) for split in ("val", "test") for tta in VIEWS),
     *("report.html", "report-test.html"),
     *(f"figures/confusion_matrix{end}.png" for end in ("", "-test")),
     *(f"figures/mistakes{end}.png" for end in ("", "-test")),
@@ -399,10 +404,6 @@ def without_metadata(config: DictConfig, *besides: str) -> dict[str, Any]:
     for key in (*METADATA_KEYS, *besides):
         OmegaConf.update(config, key, None, force_add=True)
     return OmegaConf.to_container(config)  # type: ignore[return-value]
-
-
-def _predictions_file(split: str, tta: str) -> str:
-    return f"{split}.npz" if tta == "none" else f"{split}_{tta}.npz"
 
 
 def listed(runs: Iterable[Run], key: str | None = None) -> str:
