@@ -133,6 +133,14 @@ def test_gradients_are_clipped(train: Command) -> None:
     assert same(plain, loose)  # the ordinary loop gives the weights of the chunked one
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_gradients_are_clipped_in_mixed_precision(train: Command, optimizer: str) -> None:
+    options = ("trainer.precision=bf16-mixed", f"optimizer={optimizer}", "trainer.max_epochs=1")
+    plain = finished(train("plain", *options), "plain")
+    clipped = finished(train("clipped", *options, "trainer.gradient_clip_val=0.01"), "clipped")
+    assert not same(plain, clipped)
+
+
 def test_steps_and_epochs(train: Command) -> None:
     """300 images in batches of 32: ten steps per epoch."""
     for flags, steps, epochs in (

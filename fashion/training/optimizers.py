@@ -59,6 +59,9 @@ def configure(
             f"optimizer._target_ = {optimizer['_target_']}: it returned {type(made).__name__}, "
             "which is no torch.optim.Optimizer."
         )
+    # A fused optimizer can undo fp16's loss scale itself, too late for clipping, which Lightning
+    # therefore refuses in any mixed precision. Otherwise the scaler undoes it before the step.
+    vars(made)["_step_supports_amp_scaling"] = False
     schedule, warmup = optimizer.get("schedule", "constant"), optimizer.get("warmup", 0.0)
     if steps < 1 and (schedule, warmup) != ("constant", 0.0):
         raise UserError(

@@ -600,6 +600,7 @@ def quieten() -> None:
         ".*smaller than the logging interval.*",  # metrics are logged at the epoch's end anyway
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's own
         ".*isinstance.treespec, LeafSpec.*",  # Lightning 2.6 beside torch 2.14
+        ".*Precision .*-mixed is not supported by the model summary.*",  # its weights are fp32
         ".*requested to overfit but enabled .* shuffling.*",  # BatchLoader keeps one order
     ):
         warnings.filterwarnings("ignore", message=text)
