@@ -76,7 +76,7 @@ def chance(p: float) -> str:
 
 def group(study: str, name: str) -> list[dict[str, Any]]:
     """Return the raw values of a row of results/STUDY.md."""
-    study = study.removesuffix("-test").removesuffix("-hflip")
+    study = re.sub("-(test|hflip|cnn|best)$", "", study)
     folders = (study if name == study else f"{study}/{name}", f"ablation/{name}")
     return next(found for found in map(raw, folders) if found)
 
