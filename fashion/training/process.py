@@ -19,6 +19,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -330,11 +331,12 @@ def _stopped(callbacks: Any, plain: Mapping[str, Any], epochs: int) -> dict[str,
     planned = plain["trainer"].get("max_epochs") or -1
     if not 0 < epochs < planned:
         return {}
-    stopper = next((c for c in callbacks if isinstance(c, EarlyStopping) and c.stopped_epoch), None)
     text = f"stopped after {epochs} of {planned} epochs"
-    if stopper is not None:
-        why = f"no better for {stopper.wait_count}" if stopper.wait_count else "reached a threshold"
-        text += f": {stopper.monitor} {why}"
+    for stopper in (callback for callback in callbacks if isinstance(callback, EarlyStopping)):
+        if stopper.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED:
+            text += f": {stopper.monitor} no better for {stopper.wait_count}"
+        elif stopper.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+            text += f": {stopper.monitor} reached a threshold"
     if (schedule := plain["optimizer"].get("schedule", "constant")) != "constant":
         text += f"; the {schedule} schedule had not come to its end"
     return {"stopped": text}
