@@ -80,11 +80,6 @@ RECORD = ROOT / "examples/record"
 IDEAS = sorted(path.stem for path in RECORD.glob("experiment/*.yaml"))
 
 
-def test_the_grid_of_ideas_has_them_all() -> None:
-    (listed,) = re.findall(r"-m experiment=([\w,]+)", (RECORD / "README.md").read_text("utf-8"))
-    assert sorted(listed.split(",")) == IDEAS
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("idea", IDEAS)
 def test_an_idea(command: Command, tiny_data: Path, idea: str) -> None:

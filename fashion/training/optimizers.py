@@ -59,8 +59,9 @@ def configure(
             f"optimizer._target_ = {optimizer['_target_']}: it returned {type(made).__name__}, "
             "which is no torch.optim.Optimizer."
         )
-    # A fused optimizer can undo fp16's loss scale itself, too late for clipping, which Lightning
-    # therefore refuses in any mixed precision. Otherwise the scaler undoes it before the step.
+    # By this flag a fused optimizer says that its step undoes fp16's loss scale. Gradients must be
+    # clipped before, so that Lightning refuses to clip them, in bf16 too, which has no such scale.
+    # Without it the scaler undoes the scale, then they are clipped.
     vars(made)["_step_supports_amp_scaling"] = False
     schedule, warmup = optimizer.get("schedule", "constant"), optimizer.get("warmup", 0.0)
     if steps < 1 and (schedule, warmup) != ("constant", 0.0):
