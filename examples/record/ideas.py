@@ -1,10 +1,9 @@
-"""Ideas for long trainings of `experiment=record`: regularization, networks, an ensemble in one.
+"""Ideas for long trainings of `experiment=record`: augmentations and a network.
 
 Augmentations take and return a batch: uint8 images (batch, 28, 28) and labels (batch,).
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from examples.exploration.exploration import Residual, StagedNet
-from fashion.training.networks import ResNet
 
 
 class Ending:
@@ -57,17 +55,16 @@ class Rectangles(Ending):
             bound = math.log(self.ratio)
             stretch = torch.empty(count).uniform_(-bound, bound).exp().sqrt()
             height, width = area.sqrt() * stretch, area.sqrt() / stretch
-            erased = boxes(size, height, width, inside=True)
+            erased = boxes(size, height, width)
             chosen = torch.rand(count) < self.probability
             images = images.masked_fill(erased & chosen[:, None, None], 0)
         return images, labels
 
 
-class Mixing(Ending):
-    """CutMix (Yun et al. 2019) or mixup (Zhang et al. 2018), each image with its own partner.
+class Mixup(Ending):
+    """Mixup (Zhang et al. 2018), each image with its own partner and fraction.
 
     Args:
-        how: "cutmix" or "mixup".
         probability: fraction of the images that are mixed.
         alpha: of the Beta distribution of the partner's fraction; 1 is uniform.
         clean_epochs: epochs at the end without it.
@@ -77,43 +74,33 @@ class Mixing(Ending):
     def __init__(
         self,
         *,
-        how: str = "cutmix",
         probability: float = 0.5,
-        alpha: float = 1.0,
+        alpha: float = 0.4,
         clean_epochs: int = 0,
         num_classes: int = 10,
     ) -> None:
         super().__init__(clean_epochs)
-        self.how, self.probability, self.alpha = how, probability, alpha
+        self.probability, self.alpha = probability, alpha
         self.num_classes = num_classes
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         targets = functional.one_hot(labels, self.num_classes).float()
         if not self.active:
             return images, targets
-        count, size = images.shape[:2]
+        count = len(images)
         order = torch.randperm(count)
-        fraction = torch._sample_dirichlet(torch.full((count, 2), self.alpha))[:, 0]  # noqa: SLF001
-        fraction *= torch.rand(count) < self.probability
-        if self.how == "cutmix":
-            side = size * fraction.sqrt()
-            box = boxes(size, side, side, inside=False)
-            fraction = box.float().mean((1, 2))
-            mixed = torch.where(box, images[order], images)
-        else:
-            share = fraction[:, None, None]
-            mixed = torch.lerp(images.float(), images[order].float(), share)
-        return mixed, torch.lerp(targets, targets[order], fraction[:, None])
+        fraction = torch._sample_dirichlet(torch.full((count, 2), self.alpha))[:, :1]  # noqa: SLF001
+        fraction *= torch.rand(count, 1) < self.probability
+        mixed = torch.lerp(images.float(), images[order].float(), fraction[..., None])
+        return mixed, torch.lerp(targets, targets[order], fraction)
 
 
-def boxes(size: int, height: Tensor, width: Tensor, *, inside: bool) -> Tensor:
-    """Return masks (n, size, size) of boxes at random places: whole, or with any center."""
+def boxes(size: int, height: Tensor, width: Tensor) -> Tensor:
+    """Return masks (n, size, size) of boxes at random places within the image."""
 
     def line(length: Tensor) -> Tensor:
         length = length.round().clamp(max=size)
-        place = torch.rand(len(length))
-        first = place * (size - length + 1) if inside else place * size - length / 2
-        first = first.floor()[:, None]
+        first = (torch.rand(len(length)) * (size - length + 1)).floor()[:, None]
         pixels = torch.arange(size)
         return (pixels >= first) & (pixels < first + length[:, None])
 
@@ -173,37 +160,3 @@ class _DropPath(nn.Module):
             return y
         kept = torch.rand(len(x), 1, 1, 1) >= self.fraction
         return x + (y - x) * kept / (1 - self.fraction)
-
-
-class Ensemble(nn.Module):
-    """Networks that share each training batch out, and whose probabilities are averaged.
-
-    Each is trained on its own part of every batch, so that an epoch costs as much as one network's
-    and each of them sees all images once in as many epochs as there are networks.
-
-    Args:
-        num_classes: number of logits.
-        members: number of networks.
-        widths: of each (see fashion.training.networks.ResNet).
-        depth: of each.
-    """
-
-    def __init__(
-        self,
-        num_classes: int = 10,
-        *,
-        members: int = 2,
-        widths: Sequence[int] = (32, 64, 128),
-        depth: int = 2,
-    ) -> None:
-        super().__init__()
-        networks = [ResNet(num_classes, widths=list(widths), depth=depth) for _ in range(members)]
-        self.members = nn.ModuleList(networks)
-
-    def forward(self, images: Tensor) -> Tensor:
-        if self.training:
-            parts = images.tensor_split(len(self.members))
-            each = [member(part) for member, part in zip(self.members, parts, strict=True)]
-            return torch.cat(each)
-        each = [member(images).float().log_softmax(1) for member in self.members]
-        return torch.stack(each).logsumexp(0) - math.log(len(each))

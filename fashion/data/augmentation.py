@@ -15,18 +15,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from fashion.config import NonNegativeInt, Pixels
+from fashion.config import Fraction, NonNegativeInt, Pixels, PositiveInt
 from fashion.errors import UserError
 
 Augment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Augmentation:
-    """Horizontal flips, translations and random erasing, in this order.
+    """Horizontal flips, translations, random erasing and CutMix, in this order.
 
     Args:
         hflip: whether to flip left and right, one half of the images in even epochs and the other
@@ -35,9 +35,13 @@ class Augmentation:
             whole distances are equally likely. Black comes in at the edges.
         erase: side in pixels of the black square laid over an image, its center anywhere in it
             (cutout; DeVries and Taylor 2017, Zhong et al. 2020); 0 for none.
-        clean_epochs: expected number of epochs in which an image is not erased: of E epochs, each
-            image is erased with probability max(0, 1 - clean_epochs / E), so that only a long
-            training, which would memorize the images, erases many of them.
+        cutmix: fraction of the images over which a box of another one is laid, their labels being
+            mixed by area (CutMix; Yun et al. 2019).
+        clean_epochs: number of epochs' worth of images that are neither erased nor mixed, so that
+            only a long training, which would memorize the images, changes many of them. Of E
+            epochs, each image is erased with probability max(0, 1 - clean_epochs / E) throughout,
+            and the last `clean_epochs` are without CutMix.
+        num_classes: number of classes; with CutMix, labels become probabilities of them.
     """
 
     def __init__(
@@ -46,12 +50,16 @@ class Augmentation:
         hflip: bool = False,
         translate: Pixels = 0,
         erase: Pixels = 0,
+        cutmix: Fraction = 0.0,
         clean_epochs: NonNegativeInt = 0,
+        num_classes: PositiveInt = 10,
     ) -> None:
         self.hflip, self.translate, self.erase = hflip, translate, erase
+        self.cutmix, self.num_classes = cutmix, num_classes
         self.clean_epochs = clean_epochs
         self.epoch = 0
         self.erased_fraction = 0.0
+        self.mixes = False
 
     def set_epoch(self, epoch: int, epochs: int) -> None:
         """Prepare for `epoch` (from 0) of `epochs`; -1 if their number is not known.
@@ -59,16 +67,17 @@ class Augmentation:
         Raises:
             UserError: the number of epochs is needed and not known.
         """
-        if epochs < 1 and self.erase and self.clean_epochs:
+        if epochs < 1 and self.clean_epochs and (self.erase or self.cutmix):
             raise UserError(
-                f"augmentation.clean_epochs = {self.clean_epochs}: the fraction of erased images "
-                "follows from trainer.max_epochs, which must be set."
+                f"augmentation.clean_epochs = {self.clean_epochs}: which images are erased or "
+                "mixed follows from trainer.max_epochs, which must be set."
             )
         self.epoch = epoch
         self.erased_fraction = max(0.0, 1 - self.clean_epochs / epochs) if epochs > 0 else 1.0
+        self.mixes = epochs < 1 or epoch < epochs - self.clean_epochs
 
     def __call__(
-        self, images: UInt8[Tensor, "batch 28 28"], labels: Tensor
+        self, images: UInt8[Tensor, "batch 28 28"], labels: Int64[Tensor, " batch"]
     ) -> tuple[UInt8[Tensor, "batch 28 28"], Tensor]:
         if self.hflip:
             images = alternating_hflip(images, self.epoch)
@@ -76,6 +85,8 @@ class Augmentation:
             images = random_translation(images, self.translate)
         if self.erase and self.erased_fraction:
             images = random_erasing(images, self.erase, self.erased_fraction)
+        if self.cutmix and self.mixes:
+            return cutmix(images, labels, self.cutmix, self.num_classes)
         return images, labels
 
 
@@ -161,3 +172,32 @@ def random_erasing(
     rows, columns = within(images.shape[1]), within(images.shape[2])
     chosen = torch.rand(count, 1, device=device) < fraction
     return images.masked_fill((rows & chosen)[:, :, None] & columns[:, None, :], 0)
+
+
+def cutmix(
+    images: UInt8[Tensor, "batch h w"],
+    labels: Int64[Tensor, " batch"],
+    fraction: float,
+    num_classes: int,
+) -> tuple[UInt8[Tensor, "batch h w"], Float[Tensor, "batch num_classes"]]:
+    """Lay a box of another image over a `fraction` of the images; mix their labels by area.
+
+    Each image has a partner and a box of its own, where torchvision's CutMix draws one box for a
+    whole batch. The area of the box is uniform, its sides have the image's proportions, and its
+    center is uniform over the image, so an edge may cut it.
+    """
+    (count, height, width), device = images.shape, images.device
+    scale = torch.rand(count, 1, device=device).sqrt()
+    scale *= torch.rand(count, 1, device=device) < fraction
+
+    def within(size: int) -> Tensor:
+        side = (size * scale).round()
+        first = (size * torch.rand(count, 1, device=device) - side / 2).round()
+        positions = torch.arange(size, device=device)
+        return (positions >= first) & (positions < first + side)
+
+    box = within(height)[:, :, None] & within(width)[:, None, :]
+    partner = torch.randperm(count, device=device)
+    area = box.float().mean((1, 2))[:, None]
+    targets = functional.one_hot(labels, num_classes).float()
+    return torch.where(box, images[partner], images), targets.lerp(targets[partner], area)

@@ -1,6 +1,7 @@
 """Networks: normalized images (batch, 1, 28, 28) -> logits (batch, classes). No Lightning."""
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -144,6 +145,50 @@ class ResNet(nn.Sequential):
             raise UserError(f"widths = {widths}: an image cannot be halved {len(widths)} times.")
         # All positions, because the products are aligned: 0.26 points more than global max pooling.
         super().__init__(*layers, _Flatten(), nn.Linear(channels * side**2, num_classes))
+
+
+class Ensemble(nn.Module):
+    """Several ResNets in one: each learns from its part of every batch; evaluated together.
+
+    An epoch costs as much as one network's, and each network sees an image once in as many epochs
+    as there are networks, on average. In evaluation the logits are the logarithms of the networks'
+    mean probabilities (deep ensembles; Lakshminarayanan et al. 2017).
+
+    Args:
+        num_classes: number of logits.
+        members: number of networks.
+        widths: of each network (see ResNet).
+        depth: of each network.
+
+    Raises:
+        UserError: there are more stages than the side can be halved; in training, a batch has
+            fewer images than there are networks.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        *,
+        members: PositiveInt,
+        widths: list[PositiveInt],
+        depth: PositiveInt = 2,
+    ) -> None:
+        super().__init__()
+        networks = [ResNet(num_classes, widths=widths, depth=depth) for _ in range(members)]
+        self.members = nn.ModuleList(networks)
+
+    def forward(self, images: Float[Tensor, "batch 1 h w"]) -> Float[Tensor, "batch classes"]:
+        if self.training:
+            if len(images) < len(self.members):
+                raise UserError(
+                    f"A training batch has {len(images)} image(s), fewer than there are networks "
+                    f"(model.network.members = {len(self.members)}): change data.batch_size."
+                )
+            parts = images.tensor_split(len(self.members))
+            pairs = zip(self.members, parts, strict=True)
+            return torch.cat([network(part) for network, part in pairs])
+        each = [network(images).float().log_softmax(1) for network in self.members]
+        return torch.stack(each).logsumexp(0) - math.log(len(each))
 
 
 class _Whitening(nn.Module):

@@ -12,6 +12,7 @@ from fashion.data.augmentation import (
     Augmentation,
     Chain,
     alternating_hflip,
+    cutmix,
     per_image,
     random_erasing,
     random_translation,
@@ -71,7 +72,7 @@ def test_the_configuration_s_default_changes_nothing_and_each_key_does(images: T
         return changed
 
     assert torch.equal(made(), images)
-    for key in ("hflip=true", "translate=1", "erase=8"):
+    for key in ("hflip=true", "translate=1", "erase=8", "cutmix=0.5"):
         assert not torch.equal(made(f"augmentation.{key}"), images)
 
 
@@ -147,6 +148,42 @@ def test_clean_epochs_need_a_number_of_epochs(images: Tensor) -> None:
     with pytest.raises(UserError, match=r"augmentation\.clean_epochs = 2: .*trainer\.max_epochs"):
         epoch_of(images, epochs=-1, erase=8, clean_epochs=2)
     assert not torch.equal(epoch_of(images, epochs=-1, erase=8), images)
+    with pytest.raises(UserError, match=r"augmentation\.clean_epochs = 3: .*trainer\.max_epochs"):
+        epoch_of(images, epochs=-1, cutmix=0.5, clean_epochs=3)
+
+
+def test_cutmix_gives_each_image_a_partner_and_a_box_of_its_own() -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(2000) % 10
+    images = (1 + labels).to(torch.uint8)[:, None, None].expand(-1, 28, 28)
+    mixed, targets = cutmix(images, labels, 0.75, 10)
+    assert mixed.dtype == torch.uint8
+    # Labels are mixed by area: the fraction of the pixels that are of each class.
+    areas = torch.stack([(mixed == 1 + label).float().mean((1, 2)) for label in range(10)], 1)
+    torch.testing.assert_close(targets, areas)
+    others = areas.scatter(1, labels[:, None], 0.0)
+    changed = others.sum(1) > 0
+    assert set(others[changed].argmax(1).tolist()) == set(range(10))
+    assert 0.63 < changed.float().mean() < 0.72  # nine in ten partners are of another class
+    assert 0.2 < others[changed].sum(1).mean() < 0.5  # a half, less what lies over the edges
+    for image, label in zip(mixed[:100], labels, strict=False):
+        box = image != 1 + label
+        assert torch.equal(box, box.any(1)[:, None] & box.any(0)[None])  # a rectangle
+
+
+@pytest.mark.parametrize(
+    ("epoch", "epochs", "clean_epochs", "mixes"),
+    [(5, 8, 2, True), (6, 8, 2, False), (0, 2, 2, False), (0, 8, 0, True), (9, -1, 0, True)],
+)
+def test_cutmix_ends_before_the_clean_epochs(
+    images: Tensor, epoch: int, epochs: int, clean_epochs: int, *, mixes: bool
+) -> None:
+    augmentation = Augmentation(cutmix=1.0, clean_epochs=clean_epochs)
+    augmentation.set_epoch(epoch, epochs)
+    mixed, labels = augmentation(images, LABELS)
+    changed = (mixed != images).flatten(1).any(1).float().mean()
+    assert (changed > 0.95) if mixes else (changed == 0)
+    assert labels.shape == ((400, 10) if mixes else (400,))
 
 
 # torchvision's transforms.

@@ -13,7 +13,7 @@ from fashion.data import download
 from fashion.data.datamodule import normalize
 from fashion.errors import UserError
 from fashion.training import networks
-from fashion.training.networks import ConvNet, ResNet
+from fashion.training.networks import ConvNet, Ensemble, ResNet
 
 BEST: dict[str, Any] = {
     "conv": [64],
@@ -144,8 +144,9 @@ def resnet(**changes: Any) -> ResNet:
     return ResNet(**options | changes)
 
 
-def test_the_record_s_network_is_below_a_million_parameters() -> None:
-    network = build_section("model.network", section("model.network", "model=resnet"))
+@pytest.mark.parametrize("model", ["resnet", "ensemble"])
+def test_the_record_s_network_is_below_a_million_parameters(model: str) -> None:
+    network = build_section("model.network", section("model.network", f"model={model}"))
     assert 100_000 < sum(parameter.numel() for parameter in network.parameters()) < 1_000_000
 
 
@@ -197,6 +198,27 @@ def test_resnet_in_channels_last() -> None:
     expected = network(images)
     found = network.to(memory_format=torch.channels_last)(images)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_ensemble_shares_batches_out_and_averages_probabilities() -> None:
+    ensemble: Any = Ensemble(10, members=3, widths=[8, 10], depth=1)
+    images = torch.randn(7, 1, 28, 28)
+    assert ensemble(images).shape == (7, 10)
+    for position, network in ((0, 0), (2, 0), (3, 1), (4, 1), (5, 2), (6, 2)):  # 3, 2 and 2 images
+        ensemble.zero_grad()
+        ensemble(images)[position].sum().backward()
+        learned = [bool(each[-1].bias.grad.any()) for each in ensemble.members]
+        assert learned == [network == each for each in range(3)]
+    ensemble.eval()
+    expected = torch.stack([network(images).softmax(1) for network in ensemble.members]).mean(0)
+    torch.testing.assert_close(ensemble(images).exp(), expected)
+
+
+def test_an_ensemble_needs_an_image_for_each_network() -> None:
+    with pytest.raises(
+        UserError, match=r"has 2 image\(s\), .*members = 3\): change data.batch_size"
+    ):
+        Ensemble(10, members=3, widths=[8], depth=1)(torch.zeros(2, 1, 28, 28))
 
 
 @pytest.mark.parametrize("count", [12, 7])  # in rows of four; a prime
