@@ -9,7 +9,7 @@ steps.json            the differences between the baselines, each compared with 
 confusion_matrix.png  of the deck's network (model=best, lowest seed; validation)
 mistakes.png          its most confident mistakes
 baselines.png         validation accuracy of the baselines, with the differences in steps.json
-epoch-budget.png      test accuracy against minutes, from results/{fast,record,epoch-budget}/
+epoch-budget.png      test accuracy against minutes, from results/{record,epoch-budget}/
 report.png            a screenshot of the run's report.html, taken with Chromium
 prediction.png        the run's predictions for validation images that were made into photos
 search.png            a screenshot of the search's page
@@ -174,7 +174,7 @@ def baselines() -> Figure:
 def epoch_budget() -> Figure:
     """Draw test accuracy against minutes from the raw values of all epoch budgets."""
     runs = defaultdict(list)
-    for pattern in ("fast/seed-*.json", "record/seed-*.json", "epoch-budget/*/seed-*.json"):
+    for pattern in ("record/seed-*.json", "epoch-budget/*/seed-*.json"):
         for path in sorted(RESULTS.glob(pattern)):
             metrics = json.loads(path.read_text(encoding="utf-8"))
             runs[metrics["epochs"]].append((metrics["seconds"] / 60, metrics["test/acc"]))

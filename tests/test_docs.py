@@ -34,6 +34,7 @@ PAGES = [
 ]
 HYDRA = ("train", "tune")
 DASH = "\N{EN DASH}"  # no interval or p-value
+TTA = {"fast": "test/acc_shift", "record": "test/acc_hflip"}  # in README
 BY_NUMBER = ("resolution", "train-size")  # studies made by scripts/resolution.py
 PLACEHOLDERS = {"RUN": "logs/run", "DIR": "data", "RUN_OR_FOLDER": "logs"}
 
@@ -76,7 +77,7 @@ def chance(p: float) -> str:
 
 def group(study: str, name: str) -> list[dict[str, Any]]:
     """Return the raw values of a row of results/STUDY.md."""
-    study = re.sub("-(test|hflip|cnn|best)$", "", study)
+    study = re.sub("-(test|hflip|shift|cnn|best)$", "", study)
     folders = (study if name == study else f"{study}/{name}", f"ablation/{name}")
     return next(found for found in map(raw, folders) if found)
 
@@ -95,6 +96,7 @@ def test_a_study_s_tables_are_those_of_its_runs(path: Path) -> None:
         "val accuracy, %": "val/acc",
         "test accuracy, %": "test/acc",
         "test accuracy (hflip), %": "test/acc_hflip",
+        "test accuracy (shift), %": "test/acc_shift",
     }[header[2]]
     means = {}
     accuracies = {}
@@ -153,7 +155,7 @@ def test_readme_s_results_are_those_of_the_runs() -> None:
         expected = [
             str(len(runs)),
             with_interval([run["test/acc"] for run in runs]),
-            with_interval([run["test/acc_hflip"] for run in runs]) if kind != "model" else "",
+            with_interval([run[TTA[name]] for run in runs]) if kind != "model" else "",
             f"{runs[0]['parameters']:,}",
             f"{statistics.mean(run['seconds'] for run in runs) / 60:.1f}",
         ]
@@ -173,12 +175,23 @@ def test_epoch_budgets() -> None:
     _, *rows = table(LAB.read_text(encoding="utf-8"), "table: epoch budget")
     assert len(rows) == 6
     for epochs, n, single, flipped, minutes in rows:
-        runs = raw({"8": "fast", "32": "record"}.get(epochs, f"epoch-budget/{epochs}-epochs"))
+        runs = raw("record" if epochs == "32" else f"epoch-budget/{epochs}-epochs")
         assert {run["epochs"] for run in runs} == {int(epochs)}
         assert n == str(len(runs))
         assert single == with_interval([run["test/acc"] for run in runs])
         assert flipped == with_interval([run["test/acc_hflip"] for run in runs])
         assert minutes == f"{statistics.median(run['seconds'] for run in runs) / 60:.1f}"
+
+
+def test_longer_trainings() -> None:
+    _, *rows = table(LAB.read_text(encoding="utf-8"), "table: longer")
+    assert {row[0] for row in rows} == {path.name for path in (RESULTS / "longer").iterdir()}
+    for name, _, n, *accuracies in rows:
+        runs = raw(f"longer/{name}")
+        assert n == str(len(runs))
+        means = [statistics.mean(run[key] for run in runs) for key in ("val/acc", "val/acc_shift")]
+        assert accuracies == [f"{100 * mean:.2f}" for mean in means]
+        assert {run["epochs"] for run in runs} == {int(name.rpartition("-")[2])}
 
 
 def test_steps_between_the_baselines() -> None:
