@@ -57,6 +57,19 @@ def train(tiny_data: Path, tmp_path: Path, command: Command) -> Command:
     return run
 
 
+def test_a_file_of_config_dir_that_would_not_be_used(tmp_path: Path, train: Command) -> None:
+    mine = tmp_path / "mine" / "model"
+    mine.mkdir(parents=True)
+    shutil.copy(CONF / "model/cnn.yaml", mine)
+    assert train("run", "--config-dir", str(mine.parent)).status == 0  # no other than ours
+    text = (CONF / "model/mlp.yaml").read_text("utf-8")
+    (mine / "mlp.yaml").write_text(text.replace("128", "64"), "utf-8")
+    for start in ([], ["-m"]):
+        done = train("other", *start, "--config-dir", str(mine.parent))
+        refused(done, f"{mine / 'mlp.yaml'} would not be used")
+        assert not Run.find(tmp_path / "other") if start else not (tmp_path / "other").exists()
+
+
 def weights(folder: Path, name: str = "best") -> dict[str, torch.Tensor]:
     path = folder / f"checkpoints/{name}.ckpt"
     content: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
