@@ -510,17 +510,18 @@ def _folder(argument: str) -> tuple[str, Path]:
     return key if key.lstrip("+") in FOLDERS else "", Path(value.strip("\"'"))
 
 
-def refuse_hidden_files() -> None:
+def _refuse_hidden_files() -> None:
     """Raise UserError if a file of --config-dir is not used, as conf/ has another of its name."""
     from hydra.core.hydra_config import HydraConfig
 
     if not HydraConfig.initialized():
         return
     for source in HydraConfig.get().runtime.config_sources:
-        folder = Path(source.path)
-        for file in sorted(folder.rglob("*.yaml")) if source.provider == "command-line" else []:
-            ours = CONF / file.relative_to(folder)
-            if ours.is_file() and ours.read_bytes() != file.read_bytes():
+        if source.provider != "command-line":
+            continue
+        for ours in sorted(CONF.rglob("*.yaml")):
+            file = Path(source.path, ours.relative_to(CONF))
+            if file.is_file() and file.read_bytes() != ours.read_bytes():
                 raise UserError(
                     f"{file} would not be used: the project has another file of this name, which "
                     "comes first. Rename yours, and name it so on the command line."
@@ -536,7 +537,7 @@ def check_run(config: Any) -> None:
     """
     from omegaconf import OmegaConf
 
-    refuse_hidden_files()
+    _refuse_hidden_files()
     plain: Any = OmegaConf.to_container(config, resolve=True)
     if missing := [key for key, value in walk(plain) if value == "???"]:
         raise UserError(f"{', '.join(missing)}: there is no value; set it with KEY=VALUE.")

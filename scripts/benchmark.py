@@ -65,7 +65,7 @@ from fashion.training.optimizers import configure
 from fashion.training.process import fit, hardware_precision, prepare_process, quieten
 
 BATCH_SIZE = 32  # the deck's
-EPOCHS = 1000  # for augmentation, which in a short training would erase nothing
+EPOCHS = 1000  # for augmentation, which in a short training would erase and mix nothing
 DEVICE, KERAS = "cpu", ""  # --device, --keras
 DECK = {"literal": 1, "pooled": 2}  # side of the pooling window
 OVERRIDES = {
@@ -74,7 +74,7 @@ OVERRIDES = {
     "record": ["experiment=record"],
     "fast": ["experiment=fast"],
 }
-WHOLE = {"fast": 8, "record": 32, "literal": 4}  # epochs of trainings that are timed on a GPU
+WHOLE = {"fast": 10, "record": 128, "literal": 4}  # epochs of trainings that are timed on a GPU
 AUTO = "trainer.precision=auto"
 GRID = ("model=cnn", "seed=0,1,2,3", "trainer.max_epochs=1", "logger=none", AUTO)
 COPIED = 2**28  # bytes, far more than caches hold

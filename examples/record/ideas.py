@@ -1,4 +1,4 @@
-"""Ideas for long trainings of `experiment=record`: augmentations and a network.
+"""Ideas for long trainings of `experiment=fast`: augmentations and a network.
 
 Augmentations take and return a batch: uint8 images (batch, 28, 28) and labels (batch,).
 """
