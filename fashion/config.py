@@ -6,6 +6,7 @@ configuration, positional ones are passed at run time; annotations carry the ran
 elsewhere are checked against their real signature once they are imported (`build`).
 """
 
+import argparse
 import ast
 import functools
 import hashlib
@@ -13,7 +14,7 @@ import importlib
 import importlib.util
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,6 +33,7 @@ Folds = Annotated[int, Ge(2)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Lt(1)]
+Share = Annotated[float, Ge(0), Le(1)]
 Pixels = Annotated[int, Ge(0), Lt(28)]
 Seed = Annotated[int, Ge(0), Lt(2**32)]
 Activation = Literal["relu", "leaky_relu", "gelu", "elu", "silu"]
@@ -510,34 +512,34 @@ def _folder(argument: str) -> tuple[str, Path]:
     return key if key.lstrip("+") in FOLDERS else "", Path(value.strip("\"'"))
 
 
-def _refuse_hidden_files() -> None:
-    """Raise UserError if a file of --config-dir is not used, as conf/ has another of its name."""
-    from hydra.core.hydra_config import HydraConfig
+def refuse_hidden_files(arguments: Sequence[str]) -> None:
+    """Refuse a --config-dir with a file that is not used, as conf/ has another of its name.
 
-    if not HydraConfig.initialized():
-        return
-    for source in HydraConfig.get().runtime.config_sources:
-        if source.provider != "command-line":
-            continue
-        for ours in sorted(CONF.rglob("*.yaml")):
-            file = Path(source.path, ours.relative_to(CONF))
-            if file.is_file() and file.read_bytes() != ours.read_bytes():
-                raise UserError(
-                    f"{file} would not be used: the project has another file of this name, which "
-                    "comes first. Rename yours, and name it so on the command line."
-                )
+    Raises:
+        UserError: naming the file. Hydra would take the other one without a word, and refuse the
+            keys that only this one has.
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--cfg", "-c")  # or it would be taken for an abbreviation
+    folder = parser.parse_known_args(arguments)[0].config_dir
+    for ours in sorted(CONF.rglob("*.yaml")) if folder else []:
+        file = Path(folder, ours.relative_to(CONF))
+        if file.is_file() and file.read_bytes() != ours.read_bytes():
+            raise UserError(
+                f"{file} would not be used: the project has another file of this name, which "
+                "comes first. Rename yours, and name it so on the command line."
+            )
 
 
 def check_run(config: Any) -> None:
     """Check a run's whole configuration.
 
     Raises:
-        UserError: as `check`; a value is missing; two values contradict each other; or a file of
-            --config-dir is not used.
+        UserError: as `check`; a value is missing; or two values contradict each other.
     """
     from omegaconf import OmegaConf
 
-    _refuse_hidden_files()
     plain: Any = OmegaConf.to_container(config, resolve=True)
     if missing := [key for key, value in walk(plain) if value == "???"]:
         raise UserError(f"{', '.join(missing)}: there is no value; set it with KEY=VALUE.")

@@ -360,6 +360,7 @@ def main() -> None:
     with cli_errors():
         print_help(__doc__ or "")
         sys.argv[1:] = schema.expand_home(sys.argv[1:])
+        schema.refuse_hidden_files(sys.argv[1:])
         keep_folders(sys.argv[1:])
         try:
             _job()

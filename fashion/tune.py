@@ -180,6 +180,7 @@ def main() -> None:
     with cli_errors():
         print_help(__doc__ or "")
         sys.argv[1:] = schema.expand_home(sys.argv[1:])
+        schema.refuse_hidden_files(sys.argv[1:])
         EXISTED.update(schema.existing_folders(sys.argv[1:]))
         if GIVEN in os.environ:
             end_with_parent()

@@ -31,7 +31,7 @@ def predictions(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         UserError: there is no run of that name.
     """
-    runs = [run for run in Run.find(folder) if run.config.get("name") == name]
+    runs = [run for run in Run.find(folder) if f"name-{name}," in run.folder.name]
     if not runs:
         raise UserError(f"{folder} has no run of {name}: scripts/reproduce {folder.name} makes it.")
     found = [run.predictions("test") for run in runs]

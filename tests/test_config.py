@@ -139,6 +139,7 @@ def test_every_violation_is_named_at_once_and_nothing_is_left(
         "logger=csv",
         "name=" + 300 * "x",
         'name="a,b"',
+        "augmentation.cutmix=1.0",
     ],
 )
 def test_values_at_the_bounds_are_allowed(override: str) -> None:

@@ -356,6 +356,10 @@ def test_losses(train: Command) -> None:
     assert balanced.metrics["val/acc"] > 0.2
     done = train("vector", "loss._target_=torch.nn.CrossEntropyLoss", "+loss.reduction=none")
     assert "loss: CrossEntropyLoss returned a tensor of shape (32,)" in done.err
+    hard = ("loss._target_=torch.nn.MultiMarginLoss", "augmentation.cutmix=0.5")
+    done = train("hard", *hard)
+    assert "loss: MultiMarginLoss takes no probabilities of classes" in done.err
+    assert "Traceback" not in done.err
 
 
 @pytest.mark.parametrize(
@@ -363,7 +367,7 @@ def test_losses(train: Command) -> None:
     [
         ("mine.upside_down",),
         ("torchvision.transforms.v2.RandomRotation", "+augmentation.degrees=10"),
-        ("torchvision.transforms.v2.CutMix", "+augmentation.num_classes=10"),
+        ("torchvision.transforms.v2.CutMix",),  # it is offered the number of classes
     ],
 )
 def test_augmentations(train: Command, augmentation: tuple[str, ...]) -> None:

@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from conftest import Command, tiny_overrides, write_idx
 from conftest import refused_in_a_line as refused
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import fashion
 from fashion.data.datamodule import CLASS_NAMES
 from fashion.runs.run import Run
 
@@ -89,6 +91,33 @@ def test_its_classes_are_named_everywhere(
     image, photo = json.loads(done.out)
     assert {each["class"] for each in image["top"]} <= {*classes}
     assert "only 28 x 28 images in its data's format can be predicted" in photo["error"]
+
+
+@pytest.mark.parametrize("network", ["resnet", "ensemble"])
+def test_mixed_labels_and_an_odd_last_batch(
+    command: Command, tiny_data: Path, tmp_path: Path, network: str
+) -> None:
+    """CutMix makes probabilities of as many classes as there are; of 300 images, 7 are left."""
+    shutil.copytree(tiny_data, tmp_path / "data")
+    for part, count in (("train", 400), ("t10k", 100)):
+        path = tmp_path / f"data/FashionMNIST/raw/{part}-labels-idx1-ubyte"
+        write_idx(path, np.arange(count) % 12)
+    run, names = tmp_path / "run", ",".join("abcdefghijkl")
+    done = command(
+        *("train", *tiny_overrides(tmp_path / "data"), f"model={network}", "trainer.max_epochs=1"),
+        *("model.network.widths=[4,4]", "augmentation.cutmix=0.5", "data.batch_size=293"),
+        *(f"data.classes=[{names}]", f"hydra.run.dir={run}"),
+    )
+    assert (done.status, done.err) == (0, "")
+    exported = tmp_path / "model.pt2"
+    done = command("export", run, exported)
+    assert done.status == 0, done.err
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28), np.uint8)
+    expected = fashion.load(run).predict_proba(images)
+    program = torch.export.load(exported).module()
+    assert expected.shape == (3, 12)
+    found = program(torch.from_numpy(images))  # calibrated, so that only the order is the same
+    assert torch.equal(found.argsort(1), expected.argsort(1))
 
 
 def test_more_labels_than_names(command: Command, tiny_data: Path, tmp_path: Path) -> None:

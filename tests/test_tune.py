@@ -422,6 +422,7 @@ def test_what_the_search_was_given_is_in_the_winner_s_command(
         ("optimizer.rate=1", "optimizer.rate: there is no such key"),
         ("save_as=conf/found.yaml", "it must be a file experiment/NAME.yaml"),
         ("experiment=searched name=searched", "the winner would refer to itself"),
+        ("name=fast", "the project has an experiment of this name"),
     ],
 )
 def test_a_wrong_search_is_refused_before_anything_is_made(

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from fashion.config import Fraction, NonNegativeInt, Pixels, PositiveInt
+from fashion.config import NonNegativeInt, Pixels, PositiveInt, Share
 from fashion.errors import UserError
 
 Augment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -35,13 +35,14 @@ class Augmentation:
             whole distances are equally likely. Black comes in at the edges.
         erase: side in pixels of the black square laid over an image, its center anywhere in it
             (cutout; DeVries and Taylor 2017, Zhong et al. 2020); 0 for none.
-        cutmix: fraction of the images over which a box of another one is laid, their labels being
-            mixed by area (CutMix; Yun et al. 2019).
-        clean_epochs: number of epochs' worth of images that are neither erased nor mixed, so that
-            only a long training, which would memorize the images, changes many of them. Of E
-            epochs, each image is erased with probability max(0, 1 - clean_epochs / E) throughout,
-            and the last `clean_epochs` are without CutMix.
-        num_classes: number of classes; with CutMix, labels become probabilities of them.
+        cutmix: fraction of the images, 0 to 1, over which a box of another one is laid, their
+            labels being mixed by area (CutMix; Yun et al. 2019).
+        clean_epochs: number of epochs without erasing and CutMix, so that only a long training,
+            which would memorize the images, changes many of them. Of E epochs, the last
+            `clean_epochs` are without CutMix; erasing is spread instead: throughout, each image
+            is erased with probability max(0, 1 - clean_epochs / E).
+        num_classes: number of classes; with CutMix, labels become probabilities of them. It
+            follows from the data unless it is given.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Augmentation:
         hflip: bool = False,
         translate: Pixels = 0,
         erase: Pixels = 0,
-        cutmix: Fraction = 0.0,
+        cutmix: Share = 0.0,
         clean_epochs: NonNegativeInt = 0,
         num_classes: PositiveInt = 10,
     ) -> None:
@@ -184,7 +185,8 @@ def cutmix(
 
     Each image has a partner and a box of its own, where torchvision's CutMix draws one box for a
     whole batch. The area of the box is uniform, its sides have the image's proportions, and its
-    center is uniform over the image, so an edge may cut it.
+    center is uniform over the image, so an edge may cut it. `fraction` is 0 to 1, labels are 0 to
+    num_classes - 1.
     """
     (count, height, width), device = images.shape, images.device
     scale = torch.rand(count, 1, device=device).sqrt()

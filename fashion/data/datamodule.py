@@ -1,7 +1,7 @@
 """Fashion-MNIST as a LightningDataModule: verified, split, batched, augmented and normalized."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -318,6 +318,12 @@ class FashionMNIST(pl.LightningDataModule):
             options |= {"rank": trainer.global_rank, "world_size": trainer.world_size}
             options |= {"device": trainer.strategy.root_device, "resident": self.on_device}
         return BatchLoader(data, batch_size, **options)
+
+
+def class_names(section: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the classes of a `data` section; Fashion-MNIST's if it has none."""
+    dataset = section.get("dataset", "FashionMNIST")
+    return tuple(section.get("classes") or CLASS_NAMES.get(dataset, CLASSES))
 
 
 def from_config(section: dict[str, Any], seed: int = 0, augmentation: Any = None) -> Any:

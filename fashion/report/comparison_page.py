@@ -67,12 +67,11 @@ def comparison_page(table: Table, groups: list[Group]) -> str:
 
 def _classes(group: Group) -> tuple[str, ...]:
     """Return the class names in the runs' configuration; Fashion-MNIST's, or numbers, otherwise."""
-    from fashion.data.datamodule import CLASS_NAMES
+    from fashion.data.datamodule import class_names
 
-    data = group.runs[0].config.data
-    names = data.get("classes") or CLASS_NAMES.get(data.get("dataset", "FashionMNIST"), ())
+    names = class_names(group.runs[0].config.data)
     count = group.probabilities.shape[2]
-    return tuple(names) if len(names) == count else tuple(map(str, range(count)))
+    return names if len(names) == count else tuple(map(str, range(count)))
 
 
 def _class_rows(base: Group, others: list[Group], classes: tuple[str, ...]) -> list[dict[str, Any]]:

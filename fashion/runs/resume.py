@@ -104,8 +104,10 @@ def _planned(config: DictConfig) -> str | None:
         return f"optimizer.schedule = {schedule}"
     if warmup := OmegaConf.select(config, "optimizer.warmup"):
         return f"optimizer.warmup = {warmup}"
-    if OmegaConf.select(config, "augmentation.erase") and config.augmentation.clean_epochs:
-        return f"augmentation.clean_epochs = {config.augmentation.clean_epochs}"
+    augmentation = config.augmentation or {}
+    changes = augmentation.get("erase") or augmentation.get("cutmix")
+    if changes and (clean := augmentation.get("clean_epochs")):
+        return f"augmentation.clean_epochs = {clean}"
     if scheduler := OmegaConf.select(config, "scheduler._target_"):
         return f"scheduler._target_ = {scheduler}"
     return None

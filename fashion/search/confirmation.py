@@ -256,7 +256,7 @@ def experiment_file(search: Search) -> Path:
 
     Raises:
         UserError: the path is not experiment/NAME.yaml, its file exists and is not this search's,
-            or the experiment would refer to itself.
+            the experiment would refer to itself, or conf/ has another of its name.
     """
     path = Path(search.config.save_as or search.folder / "experiment" / f"{search.name}.yaml")
     if path.suffix != ".yaml" or path.parent.name != "experiment":
@@ -270,6 +270,12 @@ def experiment_file(search: Search) -> Path:
         raise UserError(
             f"experiment = {path.stem}: the winner would refer to itself, as it is written to "
             f"{path}. Give the search a name=NAME of its own."
+        )
+    ours = CONF / "experiment" / path.name
+    if ours.exists() and path.resolve() != ours.resolve():  # it would come first
+        raise UserError(
+            f"{path} would not be used: the project has an experiment of this name, which comes "
+            "first. Give the search another name=NAME or save_as=experiment/NAME.yaml."
         )
     return path
 

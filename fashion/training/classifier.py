@@ -18,7 +18,13 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from fashion.config import Fraction, PositiveFloat, PositiveInt, build
 from fashion.data import CLASSES
-from fashion.data.datamodule import EVAL_BATCH_SIZE, Batch, normalize, reduce_resolution
+from fashion.data.datamodule import (
+    EVAL_BATCH_SIZE,
+    Batch,
+    class_names,
+    normalize,
+    reduce_resolution,
+)
 from fashion.errors import DivergenceError, UserError
 from fashion.runs import untrusted
 from fashion.training.optimizers import configure
@@ -173,11 +179,12 @@ class Classifier(pl.LightningModule):
 
         Raises:
             DivergenceError: it is infinite or not a number.
-            UserError: the loss function did not return a scalar.
+            UserError: the loss function did not return a scalar, or takes no probabilities, which
+                the augmentation has made of the labels.
         """
         logits = self.shared_step(batch, "train")
         # One of several processes may have no image of the last batch; the mean would be NaN.
-        loss: Tensor = self.criterion(logits, batch[1]) if len(logits) else logits.sum()
+        loss: Tensor = self._loss(logits, batch[1]) if len(logits) else logits.sum()
         if not isinstance(loss, Tensor) or loss.ndim:
             shape = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else loss
             raise UserError(
@@ -191,6 +198,20 @@ class Classifier(pl.LightningModule):
         self._step_losses.append((self.global_step, self._rate, loss.detach()))
         if loss.device.type == "cpu":
             self._check_step_losses()  # on another device it would wait for all work so far
+        return loss
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        try:
+            loss: Tensor = self.criterion(logits, targets)
+        except Exception as error:
+            if targets.ndim == 1:
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"loss: {type(self.criterion).__name__} takes no probabilities of classes, which "
+                f"the augmentation makes of the labels where it mixes images: {reason}. Choose "
+                "another loss, or augmentation.cutmix=0."
+            ) from error
         return loss
 
     def validation_step(self, batch: Sequence[Tensor]) -> None:
@@ -455,15 +476,12 @@ def load_classifier(run: "Run", command: str | None = None) -> Classifier:
         UserError: the network cannot be built, the checkpoint is missing, broken or of another
             network, or the run names classes that are not on the allow-list and is not trusted.
     """
-    from fashion.data.datamodule import CLASS_NAMES
-
     path = run.reported_checkpoint
     content = untrusted.read_checkpoint(path)
     section = run.section("model.network", command or run.command("evaluate", "--trust"))
     data = run.config.data
-    classes = data.get("classes") or CLASS_NAMES.get(data.get("dataset", "FashionMNIST"), CLASSES)
     options: dict[str, Any] = {
-        "classes": list(classes),
+        "classes": list(class_names(data)),
         "resolution": data.get("resolution", 28),
     }
     with torch.device("meta"):  # which takes no memory, however large the network

@@ -154,6 +154,9 @@ class Ensemble(nn.Module):
     as there are networks, on average. In evaluation the logits are the logarithms of the networks'
     mean probabilities (deep ensembles; Lakshminarayanan et al. 2017).
 
+    The loss is the mean over the batch, so that each network's gradient is its own mean gradient
+    divided by their number; Muon's and Adam's steps hardly depend on that, SGD's do.
+
     Args:
         num_classes: number of logits.
         members: number of networks.

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fashion.config import NonNegativeInt, build
-from fashion.data.datamodule import BatchLoader, FashionMNIST, from_config
+from fashion.data.datamodule import BatchLoader, FashionMNIST, class_names, from_config
 from fashion.errors import (
     DivergenceError,
     Interrupted,
@@ -52,6 +52,7 @@ from fashion.training.checkpoints import (
 )
 from fashion.training.classifier import Classifier, load_weights
 from fashion.training.fast_path import ChunkedClassifier, why_not
+from fashion.training.networks import Ensemble
 from fashion.training.threads import Threads, fastest_threads, kept_threads, threads
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
@@ -102,7 +103,11 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     prepare_process()
     pl.seed_everything(config.seed, verbose=False)
-    augmentation = plain["augmentation"] and build("augmentation", plain["augmentation"])
+    augmentation = plain["augmentation"] and build(
+        "augmentation",
+        plain["augmentation"],
+        offered={"num_classes": len(class_names(plain["data"]))},
+    )
     data = from_config(plain["data"], config.seed, augmentation)
     data.prepare_data()
     data.setup("fit")
@@ -122,7 +127,7 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
     classifier = _classifier(plain, data, chunked=reason is None)
     if config.init_from and not run.last_checkpoint.exists():
         _start_from(classifier, config.init_from, trust=config.trust)
-    _refuse_single_images(classifier, data, plain["trainer"])
+    _refuse_small_batches(classifier, data, plain["trainer"])
     classifier.check_output()
     # Refuse an optimizer that does not suit the network before anything is written.
     optimizer: Any = classifier.configure_optimizers()["optimizer"]
@@ -251,6 +256,13 @@ def _user_errors(run: Run, config: DictConfig) -> Iterator[None]:
         ) from error
     except MisconfigurationException as error:
         raise UserError(f"trainer: {error}") from error
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"data.batch_size = {config.data.get('batch_size')}: a batch has a single image, and "
+            "batch normalization needs two."
+        ) from error
     except RuntimeError as error:
         if processes(config.trainer) == 1 or "peer" not in str(error):
             raise
@@ -312,18 +324,23 @@ def _start_from(classifier: Classifier, folder: str, *, trust: bool) -> None:
     classifier.load_state_dict(fitting, strict=False)
 
 
-def _refuse_single_images(classifier: Classifier, data: Any, trainer: Mapping[str, Any]) -> None:
-    """Raise UserError if a dense layer's batch normalization would see a single image."""
+def _refuse_small_batches(classifier: Classifier, data: Any, trainer: Mapping[str, Any]) -> None:
+    """Raise UserError if the last batch has too few images.
+
+    A dense layer's batch normalization needs two, and each network of an ensemble one.
+    """
     if not isinstance(data, FashionMNIST):
         return
+    modules = list(classifier.network.modules())
+    members = max((len(each.members) for each in modules if isinstance(each, Ensemble)), default=0)
+    normalizes = any(isinstance(module, nn.BatchNorm1d) for module in modules)
     smallest = len(data.train) % data.batch_size or data.batch_size
-    if smallest < 2 * processes(trainer) and any(
-        isinstance(module, nn.BatchNorm1d) for module in classifier.network.modules()
-    ):
-        raise UserError(
-            f"data.batch_size = {data.batch_size}: of {len(data.train):,} images the last batch "
-            f"has {smallest}, and batch normalization needs at least two in each process."
-        )
+    for least, who in (2 * normalizes, "batch normalization"), (members, "model.network.members"):
+        if smallest < least * processes(trainer):
+            raise UserError(
+                f"data.batch_size = {data.batch_size}: of {len(data.train):,} images the last "
+                f"batch has {smallest}, and {who} needs at least {least} in each process."
+            )
 
 
 def _stopped(callbacks: Any, plain: Mapping[str, Any], epochs: int) -> dict[str, str]:
@@ -335,6 +352,8 @@ def _stopped(callbacks: Any, plain: Mapping[str, Any], epochs: int) -> dict[str,
     for stopper in (callback for callback in callbacks if isinstance(callback, EarlyStopping)):
         if stopper.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED:
             text += f": {stopper.monitor} no better for {stopper.wait_count}"
+        elif stopper.stopping_reason == EarlyStoppingReason.NON_FINITE_METRIC:
+            text += f": {stopper.monitor} was not finite"
         elif stopper.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
             text += f": {stopper.monitor} reached a threshold"
     if (schedule := plain["optimizer"].get("schedule", "constant")) != "constant":

@@ -166,6 +166,7 @@ def test_cutmix_gives_each_image_a_partner_and_a_box_of_its_own() -> None:
     assert set(others[changed].argmax(1).tolist()) == set(range(10))
     assert 0.63 < changed.float().mean() < 0.72  # nine in ten partners are of another class
     assert 0.2 < others[changed].sum(1).mean() < 0.5  # a half, less what lies over the edges
+    assert len(others[changed].sum(1).unique()) > 100
     for image, label in zip(mixed[:100], labels, strict=False):
         box = image != 1 + label
         assert torch.equal(box, box.any(1)[:, None] & box.any(0)[None])  # a rectangle

@@ -224,6 +224,7 @@ def test_a_finished_run_with_more_epochs_is_unfinished_until_it_has_them(run: Ru
         ({"optimizer__schedule": "cosine"}, "optimizer.schedule = cosine"),
         ({"optimizer__warmup": 0.1}, "optimizer.warmup = 0.1"),
         ({"augmentation": {"erase": 8, "clean_epochs": 8}}, "augmentation.clean_epochs = 8"),
+        ({"augmentation": {"cutmix": 0.5, "clean_epochs": 4}}, "augmentation.clean_epochs = 4"),
         ({"scheduler": {"_target_": "torch.optim.lr_scheduler.X"}}, "scheduler._target_ = torch"),
     ],
 )

@@ -319,6 +319,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
 ) -> None:
     for overrides, message in (
         (("model.network.batch_norm=true", "data.batch_size=299"), r"last batch has 1, and batch"),
+        (("model=ensemble", "data.batch_size=299"), r"has 1, and model\.network\.members needs"),
         (("optimizer=muon",), r"optimizer = muon is for convolutions"),
         (("model=cnn", "model.network.kernel_size=29"), r"kernel_size = 29.*layer 1"),
         (("optimizer.schedule=linear", "trainer.max_epochs=-1"), r"set trainer\.max_epochs or"),
@@ -326,6 +327,13 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
         with pytest.raises(UserError, match=message):
             fitted(tmp_path / "run", tiny_data, *overrides)
         assert not (tmp_path / "run/.hydra").exists()
+
+
+@pytest.mark.slow
+def test_a_single_image_is_too_few_for_batch_normalization(tmp_path: Path, tiny_data: Path) -> None:
+    four = ("model=resnet", "model.network.widths=[2,2,2,2]")  # which end at 1 x 1
+    with pytest.raises(UserError, match=r"data\.batch_size = 1: a batch has a single image"):
+        fitted(tmp_path, tiny_data, *four, "data.batch_size=1")
 
 
 @pytest.mark.slow
