@@ -47,7 +47,7 @@ def fit(*overrides: str) -> "Run":
     from omegaconf import open_dict, read_write
     from omegaconf.errors import OmegaConfBaseException
 
-    from fashion.config import CONF, anchor, start_afresh
+    from fashion.config import CONF, anchor, at_home, start_afresh
     from fashion.errors import Interrupted, innermost, message, signals_raise
     from fashion.runs.run import Run
     from fashion.train import keep_folders, train_one
@@ -59,7 +59,7 @@ def fit(*overrides: str) -> "Run":
             given = ["hydra.mode=RUN", *overrides]
             config = compose("train", given, return_hydra_config=True)
             HydraConfig.instance().set_config(config)
-            folder = Path(config.hydra.run.dir).expanduser()
+            folder = at_home(config.hydra.run.dir)
             with read_write(config), open_dict(config):
                 del config["hydra"]
             start_afresh(config, overrides)
@@ -89,10 +89,11 @@ def load(folder: str | Path, *, trust: bool = False) -> "Classifier":
     Raises:
         UserError: there is no such run, a file of it is broken, or it needs `trust`.
     """
+    from fashion.config import at_home
     from fashion.runs.run import Run
     from fashion.training.classifier import load_classifier
 
-    run = Run.open(Path(folder).expanduser(), trust=trust)
+    run = Run.open(at_home(folder), trust=trust)
     return load_classifier(run, f"fashion.load({str(folder)!r}, trust=True)")
 
 

@@ -78,6 +78,11 @@ SETTINGS: dict[str, Any] = {
     "name": str,
     "sweep": str,
 }
+# The metrics of a split that every evaluation writes, beside those per class.
+OWN_METRICS = (
+    *(f"acc{tta}{end}" for tta in ("", "_hflip", "_shift") for end in ("", "_low", "_high")),
+    *("loss", "top2", "precision", "recall", "f1", "ece", "ece_scaled", "temperature"),
+)
 # Keys of any optimizer: the learning rate's schedule over the steps of the training.
 OPTIMIZER = {"schedule": Schedule, "warmup": Fraction}
 # Keys of any learning-rate scheduler: when it steps, and the metric that ReduceLROnPlateau watches.
@@ -121,6 +126,13 @@ def walk(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield from walk(child, path)
 
 
+def in_one_process(trainer: Mapping[str, Any]) -> bool:
+    """Return whether the Trainer's flags surely train in a single process."""
+    devices = trainer.get("devices", 1)
+    one = len(devices) == 1 if isinstance(devices, list) else devices in (1, "1")
+    return one and trainer.get("num_nodes", 1) in (1, None)
+
+
 def sections(config: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield every section that configures an object, with its full key."""
     for key, node in walk(config):
@@ -145,6 +157,9 @@ def check(
     for key, section in sections(config):
         if key == "trainer" and not is_ours(section["_target_"]):
             found += _violations("trainer.", section, TRAINER, complete=False, closed=False)
+        for name, types in ("optimizer", OPTIMIZER), ("scheduler", SCHEDULER):
+            if key == name:
+                found += _violations(f"{key}.", section, types, complete=False, closed=False)
         if not is_ours(section["_target_"]):
             continue
         types, defaults = signature(key, str(section["_target_"]))
@@ -290,7 +305,11 @@ def shown(value: Any) -> str:
 
 
 def build(
-    key: str, section: Mapping[str, Any], *arguments: Any, offered: Mapping[str, Any] | None = None
+    key: str,
+    section: Mapping[str, Any],
+    *arguments: Any,
+    offered: Mapping[str, Any] | None = None,
+    inside: Mapping[str, Any] | None = None,
 ) -> Any:
     """Build the object that a section describes; return a functools.partial if it has `_partial_`.
 
@@ -300,6 +319,7 @@ def build(
         arguments: positional ones, passed first.
         offered: keyword arguments that are passed if the target has parameters of these names
             and the section does not set them (sizes that follow from the data).
+        inside: as `offered`, for the targets of sections that the section holds.
 
     Raises:
         UserError: the target cannot be imported, does not have these parameters, or raises.
@@ -310,7 +330,7 @@ def build(
         key, str(section["_target_"]), target, arguments, values=values, offered=offered or {}
     )
     try:
-        values = {name: _nested(f"{key}.{name}", value) for name, value in values.items()}
+        values = {name: _nested(f"{key}.{name}", value, inside) for name, value in values.items()}
         if section.get("_partial_"):
             return functools.partial(target, *arguments, **values, **extra)
         return target(*arguments, **values, **extra)
@@ -323,14 +343,14 @@ def build(
         ) from error
 
 
-def _nested(key: str, value: Any) -> Any:
+def _nested(key: str, value: Any, offered: Mapping[str, Any] | None) -> Any:
     """Build the sections that an argument holds."""
     if isinstance(value, Mapping):
         if "_target_" in value:
-            return build(key, value)
-        return {name: _nested(f"{key}.{name}", child) for name, child in value.items()}
+            return build(key, value, offered=offered, inside=offered)
+        return {name: _nested(f"{key}.{name}", child, offered) for name, child in value.items()}
     if isinstance(value, list):
-        return [_nested(f"{key}.{position}", child) for position, child in enumerate(value)]
+        return [_nested(f"{key}.{number}", child, offered) for number, child in enumerate(value)]
     return value
 
 
@@ -479,7 +499,19 @@ def start_afresh(config: Any, overrides: Iterable[str]) -> None:
 def anchor(config: Any, base: Path) -> None:
     """Make `init_from` absolute, in place: a run may be resumed from another folder."""
     if isinstance(config.init_from, str):
-        config.init_from = str(base / Path(config.init_from).expanduser())
+        config.init_from = str(base / at_home(config.init_from))
+
+
+def at_home(path: str | Path) -> Path:
+    """Expand `~`.
+
+    Raises:
+        UserError: it names a user that does not exist, as does "~logs" for "~/logs".
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: there is no user of that name; your own folder is ~/.") from error
 
 
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "folder")  # keys of folders that Hydra creates
@@ -492,7 +524,7 @@ def expand_home(arguments: Iterable[str]) -> list[str]:
         key, folder = _folder(argument)
         if not key or not str(folder).startswith("~"):
             return argument
-        text = str(folder.expanduser()).replace('"', r"\"")
+        text = str(at_home(folder)).replace('"', r"\"")
         return f'{key}="{text}"'
 
     return [expanded(argument) for argument in arguments]
@@ -551,6 +583,10 @@ def check_run(config: Any) -> None:
                 f"{key} = {shown(plain[key])}: it names a folder below logs/, and must not contain "
                 "slashes or be empty."
             )
+    if taken := sorted({*plain["metrics"]} & {*OWN_METRICS}):
+        raise UserError(
+            f"metrics.{taken[0]}: every evaluation computes a metric of this name; choose another."
+        )
     data = plain["data"]
     validates = data.get("folds") is not None or data.get("val_size", 1)
     if not validates and plain["callbacks"].get("early_stopping"):

@@ -67,7 +67,10 @@ def cli_errors() -> Iterator[None]:
         sys.stdout = _Output(stdout)
     try:
         with signals_raise():
-            yield
+            try:
+                yield
+            finally:
+                sys.stdout.flush()  # now, when an error can still be told
     except Interrupted as interrupted:
         print(f"\n{message(interrupted)}", file=sys.stderr)
         sys.exit(interrupted.status)
@@ -101,10 +104,10 @@ class _Output:
             self._silence(error)
 
     def _silence(self, error: OSError) -> None:
-        if error.errno not in READER_GONE:
-            raise error
         with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
             os.dup2(nowhere.fileno(), self._stream.fileno())
+        if error.errno not in READER_GONE:
+            raise error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

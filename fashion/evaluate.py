@@ -11,6 +11,7 @@ Metrics are added to each run's metrics.json; predictions and the report are wri
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--trust", action="store_true", help="build any class that a run names")
     options = parser.parse_args()
     with cli_errors():
-        folders = {path.resolve(): path for path in options.runs}.values()
+        folders = {os.path.realpath(path): path for path in options.runs}.values()
         runs = [Run.open(path, trust=options.trust) for path in folders]
         if options.output and len(runs) == 1:
             parser.error("--output is for the metrics of an ensemble, of several runs")

@@ -229,14 +229,21 @@ def _photos(paths: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
     found: list[Path] = []
     errors: dict[Path, str] = {}
     for path in paths:
-        if not path.is_dir():
+        try:
+            is_folder = path.is_dir()
+        except PermissionError:  # of a folder above it; told when the photo is read
+            is_folder = False
+        if not is_folder:
             found.append(path)
             continue
         try:
-            found += [each for each in photo.files_in(path) if not _is_own(each)]
+            inside = [each for each in photo.files_in(path) if not _is_own(each)]
         except UserError as error:
-            found.append(path)
-            errors[path] = str(error)
+            inside, errors[path] = [path], str(error)
+        if not inside:
+            inside = [path]
+            errors[path] = f"{path} holds no photos, only predictions that --save wrote."
+        found += inside
     return found, errors
 
 

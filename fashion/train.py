@@ -241,7 +241,7 @@ def _run_of_grid(config: DictConfig, run: "Run") -> "Run":
         )
     if config.test:
         raise UserError("test = true: a grid is for choosing, which never reads the test set.")
-    if config.trainer.get("devices", 1) not in (1, "1", "auto"):
+    if not schema.in_one_process(OmegaConf.to_container(config.trainer)):  # type: ignore[arg-type]
         raise UserError(
             f"trainer.devices = {config.trainer.devices}: Lightning starts the other processes by "
             "the same command line, and each would begin the grid anew. Start such runs one by one."
@@ -265,7 +265,7 @@ def _rank(trainer: DictConfig) -> int:
     Raises:
         UserError: it is one of several processes, and the training is to run in one.
     """
-    several = trainer.get("devices", 1) not in (1, "1", "auto") or trainer.get("num_nodes", 1) > 1
+    several = not schema.in_one_process(OmegaConf.to_container(trainer))  # type: ignore[arg-type]
     if several and int(os.environ.get("SLURM_NTASKS") or 1) > 1:
         return int(os.environ.get("SLURM_PROCID") or 0)
     rank = int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)

@@ -87,7 +87,8 @@ def checked(config: DictConfig) -> tuple[DictConfig, Space]:
     for key, wrong, why in (
         ("test", config.test, "a search is for choosing, which never reads the test set."),
         ("resume", config.resume is not None, "a search continues by its own command."),
-        ("trainer.devices", config.trainer.devices not in (1, "1", "auto"), "a trial runs on one."),
+        ("trainer.devices", not schema.in_one_process(whole["trainer"]), "a trial runs on one."),
+        ("trainer.fast_dev_run", whole["trainer"].get("fast_dev_run"), "a trial has a result."),
         ("data.val_size", not validates, "a search needs a validation set."),
     ):
         if wrong:
@@ -132,6 +133,10 @@ def _search(config: DictConfig) -> None:
             with contextlib.suppress(OSError):
                 made.rmdir()
         raise
+    from optuna.exceptions import StorageInternalError
+
+    from fashion.search.trials import describe
+
     try:
         if config.worker is None:
             _supervise(search)
@@ -139,12 +144,18 @@ def _search(config: DictConfig) -> None:
             search.run_trials()
             if not search.trials(search.first).abort_reason:
                 confirmation.confirm(search)
+        if GIVEN not in os.environ:
+            confirmation.conclude(search)
     except Interrupted as interrupted:
         if GIVEN not in os.environ:
-            interrupted.add_note(_so_far(search))
+            with contextlib.suppress(StorageInternalError):
+                interrupted.add_note(_so_far(search))
         raise
-    if GIVEN not in os.environ:
-        confirmation.conclude(search)
+    except StorageInternalError as error:
+        raise UserError(
+            f"The search's database cannot be reached ({describe(error)}). The same command "
+            "continues once it can."
+        ) from error
 
 
 def _supervise(search: "Search") -> None:

@@ -180,7 +180,8 @@ def bare(variant: str, images: int) -> float:
     prepare_process()
     config = configuration(variant)
     net = network(config).to(memory_format=torch.channels_last).to(DEVICE)
-    chosen: Any = configure(net, section(config, "optimizer"), None, steps=1, steps_per_epoch=1)
+    counts = dict.fromkeys(("steps", "steps_per_epoch", "batches_per_epoch"), 1)
+    chosen: Any = configure(net, section(config, "optimizer"), None, **counts)
     batch = torch.randn(config.data.batch_size, 1, 28, 28, device=DEVICE)
     precision = config.trainer.precision
     if precision == "auto":

@@ -31,7 +31,7 @@ import fashion.training.process  # noqa: F401 - what the commands import takes m
 from fashion import evaluate, predict, train  # noqa: F401
 from fashion.data import download as idx
 from fashion.runs.run import LONGEST_HISTORY, Run
-from fashion.runs.untrusted import LARGEST_TEXT
+from fashion.runs.untrusted import LARGEST_METRICS, LARGEST_TEXT
 
 pytestmark = [
     pytest.mark.slow,
@@ -578,7 +578,7 @@ BAD_METRICS: dict[str, tuple[Break, str, str]] = {
     "a list": (holds("[]"), "compare run", "holds no JSON object"),
     "null": (holds("null"), "compare run", "holds no JSON object"),
     "deep": (holds("[" * 100_000), "compare run", "nested too deeply"),
-    "large": (holds(" " * LARGEST_TEXT + "{}"), PREDICT, "larger than 131,072 bytes"),
+    "large": (holds(" " * LARGEST_METRICS + "{}"), PREDICT, "larger than 4,194,304 bytes"),
     "with a mark": (holds(b"\xef\xbb\xbf{}"), "evaluate run", "BOM"),
     "half a character": (holds('{"machine": "\\ud800"}'), "compare run", "surrogates"),
     "half a key": (holds('{"\\ud800": 1}'), "evaluate run", "surrogates"),

@@ -22,8 +22,15 @@ from scipy.stats import binom
 
 from fashion.data import CLASSES
 from fashion.errors import UserError
-from fashion.report import statistics
-from fashion.report.table import OVER_IMAGES, OVER_SEEDS, compare, render_markdown
+from fashion.report import comparison_page, statistics
+from fashion.report.table import (
+    OVER_IMAGES,
+    OVER_SEEDS,
+    compare,
+    finished_runs,
+    groups,
+    render_markdown,
+)
 from fashion.runs.run import Predictions, Run
 
 LABELS = np.arange(1_000) % 10
@@ -312,7 +319,7 @@ def test_user_metrics_are_columns(tmp_path: Path, command: Command) -> None:
     assert "| 90.00 to 90.00 |  0.85 |" in done.out
     assert "| 70.00 to 70.00 |     — |" in done.out
     (line, _) = csv.DictReader(io.StringIO(command("compare", tmp_path, "--format=csv").out))
-    assert float(line["kappa"]) == pytest.approx(0.85)
+    assert float(line["val/kappa"]) == pytest.approx(0.85)
 
 
 @pytest.mark.slow
@@ -338,7 +345,7 @@ def test_report_of_many_runs(
         assert f">{row['accuracy']:.2f} %</text>" in slide
     assert "· baseline" in slide
     assert f"minus {table['baseline']}, pp" in slide
-    assert "Comparison of 7 runs" in slide
+    assert "Comparison of 3 groups" in slide
     # Recall of every class: 8 or 9 of 100 images are wrong in cnn, 20 in linear.
     row = text.partition('scope="row">Coat')[2].partition("<tr>")[0]
     assert re.findall(r"-?[0-9.]+", row.replace("<b>", "")) == ["91.7", "-2.0", "-11.7"]
@@ -431,8 +438,28 @@ def test_folds_are_seeds_of_the_test_set(tmp_path: Path) -> None:
         make_run(
             tmp_path / str(fold), split="test", wrong=80 + fold, data__folds=FOLDS, data__fold=fold
         )
-    (row,) = compare([tmp_path], split="test").rows
-    assert (row.n, row.accuracy, row.out_of_fold) == (3, pytest.approx(91.9), None)
+        make_run(
+            *(tmp_path / f"b{fold}",),
+            split="test",
+            wrong=90 + fold,
+            name="other",
+            optimizer__lr=0.1,
+            data__folds=FOLDS,
+            data__fold=fold,
+        )
+    table = compare([tmp_path], split="test")
+    assert [(row.n, row.out_of_fold) for row in table.rows] == [(3, None)] * 2
+    assert table.rows[0].accuracy == pytest.approx(91.9)
+    assert "mean over n folds" in table.notes[0]  # which share training images
+    assert table.comparisons[0].p_welch is None
+
+
+def test_a_class_difference_can_be_significant_among_many_groups(tmp_path: Path) -> None:
+    for number in range(13):
+        make_run(tmp_path / str(number), wrong=0 if number else 500, optimizer__lr=0.1 + number)
+    *others, first = groups(finished_runs([tmp_path]), "val")
+    rows = comparison_page._class_rows(first, others, tuple("0123456789"))  # noqa: SLF001
+    assert "significant=True" in str(rows)
 
 
 @pytest.mark.slow

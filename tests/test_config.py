@@ -63,6 +63,10 @@ BAD = {
     "data.val_size=0": "data.val_size = 0 leaves no validation set to stop early on",
     "callbacks.early_stopping=7": "callbacks.early_stopping = 7: input should be a valid dict",
     f"{N}=null": f"{N} = null: input should be a valid dictionary",
+    "optimizer={_target_:torch.optim.RAdam,lr:0.1,schedule:Cosine}": "schedule = Cosine: input",
+    "optimizer={_target_:torch.optim.RAdam,lr:0.1,warmup:2}": "optimizer.warmup = 2: input shoul",
+    "scheduler={_target_:torch.optim.lr_scheduler.StepLR,interval:steps}": "interval = steps: inpu",
+    "+metrics.f1={_target_:torchmetrics.F1Score}": "metrics.f1: every evaluation computes",
     "~optimizer": "optimizer is missing.",
     "~optimizer.lr": "optimizer.lr is missing.",
     "model=custom": f"{N}._target_: there is no value; set it with KEY=VALUE.",
@@ -236,6 +240,25 @@ def test_another_class_starts_with_its_own_defaults() -> None:
 )
 def test_a_folder_name(text: Any, name: str) -> None:
     assert folder_name(text, 7) == name
+
+
+@pytest.mark.parametrize(("flags", "one"), [
+    ({}, True),
+    ({"devices": "1"}, True),
+    ({"devices": [3]}, True),
+    ({"devices": "4"}, False),
+    ({"devices": [0, 1]}, False),
+    ({"devices": "auto"}, False),  # as many as there are
+    ({"devices": 1, "num_nodes": 2}, False),
+])  # fmt: skip
+def test_which_flags_train_in_one_process(flags: dict[str, Any], *, one: bool) -> None:
+    assert schema.in_one_process(flags) == one
+
+
+def test_a_home_folder() -> None:
+    assert schema.at_home("~/a") == Path.home() / "a"
+    with pytest.raises(UserError, match="~nobody_here/a: there is no user of that name"):
+        schema.at_home("~nobody_here/a")
 
 
 def test_long_names_are_shortened_with_a_digest_and_stay_distinct() -> None:

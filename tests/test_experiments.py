@@ -94,7 +94,7 @@ def test_golden_losses(tiny_data: Path, overrides: tuple[str, ...]) -> None:
     data: FashionMNIST = from_config(plain["data"])
     data.setup("fit")
     classifier = Classifier(
-        plain["model"]["network"], plain["optimizer"], loss=plain["loss"], steps=(10, 10)
+        plain["model"]["network"], plain["optimizer"], loss=plain["loss"], steps=(10, 10, 10)
     )
     classifier.double()  # in single precision the fifth loss differs by 3 % between processors
     optimizer: Any = classifier.configure_optimizers()["optimizer"]

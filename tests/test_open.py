@@ -357,9 +357,13 @@ def test_losses(train: Command) -> None:
     done = train("vector", "loss._target_=torch.nn.CrossEntropyLoss", "+loss.reduction=none")
     assert "loss: CrossEntropyLoss returned a tensor of shape (32,)" in done.err
     hard = ("loss._target_=torch.nn.MultiMarginLoss", "augmentation.cutmix=0.5")
-    done = train("hard", *hard)
-    assert "loss: MultiMarginLoss takes no probabilities of classes" in done.err
-    assert "Traceback" not in done.err
+    for overrides, message in (
+        (hard, "MultiMarginLoss raised RuntimeError for logits (batch, classes) and probabilities"),
+        (("loss._target_=torch.nn.BCEWithLogitsLoss",), "BCEWithLogitsLoss raised ValueError"),
+    ):
+        done = train(f"failing-{len(overrides)}", *overrides)
+        assert f"error: loss: {message}" in done.err
+        assert "Traceback" not in done.err
 
 
 @pytest.mark.parametrize(
@@ -368,6 +372,10 @@ def test_losses(train: Command) -> None:
         ("mine.upside_down",),
         ("torchvision.transforms.v2.RandomRotation", "+augmentation.degrees=10"),
         ("torchvision.transforms.v2.CutMix",),  # it is offered the number of classes
+        (
+            "fashion.data.augmentation.Chain",
+            "+augmentation.steps=[{_target_: torchvision.transforms.v2.CutMix}]",
+        ),
     ],
 )
 def test_augmentations(train: Command, augmentation: tuple[str, ...]) -> None:

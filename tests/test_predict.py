@@ -159,6 +159,10 @@ def test_a_folder_is_its_photos(
     ]
     (tmp_path / "empty").mkdir()
     assert "holds no photos" in command("predict", tiny_run, tmp_path / "empty").err
+    saved.rename(tmp_path / "empty/saved.png")
+    done = command("predict", tiny_run, tmp_path / "empty")
+    assert done.status == 1
+    assert "holds no photos, only predictions that --save wrote" in done.err
 
 
 def test_save_replaces_nothing_but_its_own(

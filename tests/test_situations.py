@@ -79,6 +79,7 @@ def start(*arguments: object, **more: Any) -> subprocess.Popen[str]:
     """Start a process of its own whose Python finds this package, and modules in this folder."""
     path = os.pathsep.join([str(CONF.parent), "."])
     environment = os.environ | {"PYTHONPATH": path} | more.pop("variables", {})
+    environment.pop("PYTHONUNBUFFERED", None)  # output that is never flushed is lost at the end
     given = [sys.executable, *map(str, arguments)]
     more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more
     return subprocess.Popen(given, env=environment, text=True, **more)
@@ -392,6 +393,12 @@ def test_other_readers(reader: str) -> None:
         _, err = process.communicate("", timeout=60)
     assert process.returncode == 0, err
     assert err == ("" if reader == "help" else "False\n")
+
+
+def test_a_full_device() -> None:
+    with Path("/dev/full").open("w") as out, start("-m", "fashion.train", "-h", stdout=out) as run:
+        _, err = run.communicate(timeout=60)
+    assert (run.returncode, err) == (1, "error: [Errno 28] No space left on device\n")
 
 
 CLOSED: dict[str, Any] = {"none": {"preexec_fn": lambda: os.close(1)}}

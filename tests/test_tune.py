@@ -394,6 +394,8 @@ def test_what_the_search_was_given_is_in_the_winner_s_command(
     assert "defaults:\n- fast\n- override /model: own\n- override /optimizer: adam\n" in text
     done = search("a", *given)
     assert done.status == 0, done.err  # this search's own file
+    file.write_text(file.read_text().replace(f"in {tmp_path}/a,", f"in {tmp_path}/a2,"))
+    refused(search("a", *given), f"{file} exists, and this search has not")  # but one in a2
     file.write_text("# mine\n")
     refused(search("b", f"save_as={file}"), f"{file} exists, and this search has not")
     assert file.read_text() == "# mine\n"
@@ -409,6 +411,8 @@ def test_what_the_search_was_given_is_in_the_winner_s_command(
         ("test=true", "never reads the test set"),
         ("data.val_size=0", "a search needs a validation set"),
         ("trainer.devices=2", "a trial runs on one"),
+        ("trainer.devices=auto", "a trial runs on one"),
+        ("trainer.fast_dev_run=true", "a trial has a result"),
         ("trials=0", "trials = 0: input should be greater than 0"),
         ("hours=-1", "hours = -1"),
         ("workers=two", "workers = two"),
@@ -430,6 +434,25 @@ def test_a_wrong_search_is_refused_before_anything_is_made(
 ) -> None:
     refused(search("a", *override.split()), message)
     assert not (tmp_path / "a").exists()
+
+
+def test_a_worker_s_command_has_its_number_among_the_overrides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = ["search=deck", "experiment=explore", "--config-dir", "mine", "--verbose"]
+    monkeypatch.setattr("fashion.search.workers.task_overrides", lambda: given[:2])
+    expected = [*given[:2], "worker=3", *given[2:]]
+    assert workers._as_worker(given, 3) == expected  # noqa: SLF001
+
+
+def test_a_database_that_goes_away_is_no_traceback(
+    search: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(_: object) -> None:
+        raise StorageInternalError("connection refused")
+
+    monkeypatch.setattr("fashion.search.study.Search.run_trials", gone)
+    refused(search("a"), "database cannot be reached", "connection refused", "same command")
 
 
 def test_a_wrong_space_is_refused_before_anything_is_made(search: Command, tmp_path: Path) -> None:

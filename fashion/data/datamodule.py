@@ -1,19 +1,22 @@
 """Fashion-MNIST as a LightningDataModule: verified, split, batched, augmented and normalized."""
 
 import math
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 import torchvision
+from filelock import FileLock
 from jaxtyping import Float, Int, Num, UInt8
 from torch import Tensor
 
 from fashion.config import Folds, NonNegativeInt, PositiveInt, Seed, build, check_sizes
 from fashion.data import CLASSES, download
-from fashion.data.augmentation import Augment, per_image
+from fashion.data.augmentation import Augment, Augmentation, per_image
 from fashion.errors import UserError
 
 # Mean and standard deviation of Fashion-MNIST's training pixels after scaling to 0..1.
@@ -148,7 +151,7 @@ class BatchLoader:
             mine = positions[self.rank :: self.world_size]
             images, labels = (self._moved(each[mine]) for each in (self.images, self.labels))
             if self.augmentation is not None:
-                images, labels = self.augmentation(images, labels)
+                images, labels = _augmented(self.augmentation, images, labels)
             images = normalize(images)
             if self.chunked or self.at_once == 1:
                 yield images, labels
@@ -166,6 +169,30 @@ class BatchLoader:
             return torch.arange(len(self.labels))
         seed = epoch_seed(self.seed, 0 if self.fixed else self.epoch)
         return torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed))
+
+
+def _augmented(augmentation: Augment, images: Tensor, labels: Tensor) -> Batch:
+    """Augment a batch.
+
+    Raises:
+        UserError: an augmentation that is not ours raised, or changed the images' size.
+    """
+    try:
+        augmented, targets = augmentation(images, labels)
+    except Exception as error:
+        if isinstance(augmentation, Augmentation) or isinstance(error, UserError):
+            raise
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise UserError(
+            f"augmentation: it raised {type(error).__name__} for uint8 images "
+            f"{tuple(images.shape)}: {reason}"
+        ) from error
+    if augmented.shape != images.shape:
+        raise UserError(
+            f"augmentation: it returned images of shape {tuple(augmented.shape)} for "
+            f"{tuple(images.shape)}."
+        )
+    return augmented, targets
 
 
 class FashionMNIST(pl.LightningDataModule):
@@ -247,7 +274,7 @@ class FashionMNIST(pl.LightningDataModule):
         missing = not all((folder / name).exists() for name in download.PAYLOADS)
         if self.dataset != "FashionMNIST" and missing:
             try:
-                getattr(torchvision.datasets, self.dataset)(self.root, download=True)
+                self._download(folder)
             except (OSError, RuntimeError) as error:
                 reason = str(error).strip().splitlines()[-1]
                 raise UserError(
@@ -255,6 +282,19 @@ class FashionMNIST(pl.LightningDataModule):
                     "Put its four idx files there."
                 ) from error
         download.prepare(self.root, official=self.official, dataset=self.dataset)
+
+    def _download(self, folder: Path) -> None:
+        """Let torchvision download the data; move whole files into place, in one process only."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with (
+            FileLock(folder / ".lock", mode=0o666),
+            tempfile.TemporaryDirectory(prefix=".", dir=folder) as scratch,
+        ):
+            missing = [name for name in download.PAYLOADS if not (folder / name).exists()]
+            if missing:
+                getattr(torchvision.datasets, self.dataset)(scratch, download=True)
+            for name in missing:
+                (download.raw_folder(Path(scratch), self.dataset) / name).replace(folder / name)
 
     def setup(self, stage: str) -> None:
         """Load what `stage` needs: "fit" and "validate" never read the test set.

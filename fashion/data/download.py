@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from fashion.config import at_home
 from fashion.errors import UserError, cli_errors
 
 
@@ -72,7 +73,7 @@ def data_folder(root: str, dataset: str = "FashionMNIST", base: str | None = Non
     A path that leads one or two levels too deep (DATA/FashionMNIST, DATA/FashionMNIST/raw) is
     understood: taken literally, it would be filled with a second copy of the data.
     """
-    path = Path(base or Path.cwd()) / Path(root).expanduser()
+    path = Path(base or Path.cwd()) / at_home(root)
     if path.name == "raw" and path.parent.name == dataset:
         return path.parent.parent
     if path.name == dataset and (path / "raw").is_dir():

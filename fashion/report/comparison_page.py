@@ -76,14 +76,17 @@ def _classes(group: Group) -> tuple[str, ...]:
 
 def _class_rows(base: Group, others: list[Group], classes: tuple[str, ...]) -> list[dict[str, Any]]:
     found = {}
-    for label in np.unique(base.labels).tolist():
+    labels = np.unique(base.labels).tolist()
+    # So many that p, which is at least 2 / (1 + draws), can be small after Holm's correction.
+    draws = max(4_000, 100 * len(labels) * len(others))
+    for label in labels:
         of_class = base.labels == label
         for group in others:
             found[label, group.name] = bootstrap_difference(
                 base.labels[of_class],
                 group.probabilities[:, of_class],
                 base.probabilities[:, of_class],
-                draws=4_000,
+                draws=draws,
             )
     adjusted = holm([each.p_value for each in found.values()])
     differences = {

@@ -390,10 +390,17 @@ def refuse_other_splits(runs: Sequence[Run], *, folds: bool = True) -> None:
 
 
 def fold(run: Run) -> int | None:
-    """Return the fold (from 0) that a run validates on; None without cross-validation."""
+    """Return the fold (from 0) that a run validates on; None without cross-validation.
+
+    Raises:
+        UserError: its configuration names no number.
+    """
     if not OmegaConf.select(run.config, "data.folds"):
         return None
-    return int(OmegaConf.select(run.config, "data.fold"))
+    number = OmegaConf.select(run.config, "data.fold", default=0)
+    if type(number) is not int:
+        raise UserError(f"{run.folder}: data.fold = {number} is no number of a fold.")
+    return number
 
 
 def ensemble(runs: Sequence[Run], split: str, tta: str = "none") -> dict[str, Any]:

@@ -41,6 +41,7 @@ ERRORS = LinearSegmentedColormap.from_list(
 )
 GRAY = "gray_r"  # Matplotlib's color map of images: dark on light
 
+LONGEST = 30  # characters of a file name that fit below a photo
 FEW = 4  # up to so many distinct values are drawn as evenly spaced categories
 
 # One value per epoch; None or NaN where an epoch has none.
@@ -85,8 +86,9 @@ def confusion_matrix(counts: Int[np.ndarray, "classes classes"], classes: Sequen
                 va="center",
             )
     ticks, label_size = range(len(classes)), min(10.0, size)
-    axes.set_xticks(ticks, classes, size=label_size, color=INK, rotation=45, ha="left")
-    axes.set_yticks(ticks, classes, size=label_size, color=INK)
+    style = {"size": label_size, "color": INK, "parse_math": False}
+    axes.set_xticks(ticks, classes, rotation=45, ha="left", **style)
+    axes.set_yticks(ticks, classes, **style)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -175,7 +177,7 @@ def class_intervals(scores: Sequence[ClassScore], classes: Sequence[str]) -> Fig
         axes.plot(
             values, rows + shift, marker, color=color, ms=6, mec=PAPER, mew=0.6, ls="", label=name
         )
-    axes.set_yticks(rows, [classes[score.label] for score in scores])
+    axes.set_yticks(rows, [classes[score.label] for score in scores], parse_math=False)
     axes.set_ylim(len(scores) - 0.4, -0.6)
     axes.xaxis.set_major_formatter(_percent)
     axes.grid(axis="y", visible=False)
@@ -302,6 +304,7 @@ def gallery(
             color=INK,
             ha="center",
             va="top",
+            parse_math=False,
         )
     return figure
 
@@ -585,7 +588,7 @@ def predicted_photos(photos: Sequence[PredictedPhoto]) -> Figure:
         for axes in (left, middle):
             axes.set(xticks=[], yticks=[], anchor="NW")
             axes.spines[:].set_color(FAINT)
-        shown = textwrap.shorten(name, 30)
+        shown = name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}..."
         left.set_xlabel(shown, fontsize=8, color=MUTED, loc="left", parse_math=False)
         positions, values = range(len(classes)), list(classes.values())
         colors = [MUTED if sentences else ACCENT, *[MUTED] * (len(classes) - 1)]

@@ -16,16 +16,12 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from scipy.stats import binned_statistic
 
+from fashion.config import OWN_METRICS
 from fashion.report.statistics import Interval, Labels, Probabilities, wilson
 
 DASH = "—"  # for what is undefined
 BINS = 15  # of confidence, as in Guo et al. (2017)
 TEMPERATURES = (0.01, 100.0)  # the range searched
-# The metrics of a split that an evaluation writes, beside those per class.
-OWN = (
-    *(f"acc{tta}{end}" for tta in ("", "_hflip", "_shift") for end in ("", "_low", "_high")),
-    *("loss", "top2", "precision", "recall", "f1", "ece", "ece_scaled", "temperature"),
-)
 
 
 class ClassScore(NamedTuple):
@@ -86,7 +82,7 @@ def user_metrics(metrics: Mapping[str, Any], split: str) -> dict[str, float]:
     return {
         name: metrics[key]
         for name, key in names.items()
-        if "/" not in name and name not in OWN and isinstance(metrics[key], float)
+        if "/" not in name and name not in OWN_METRICS and isinstance(metrics[key], float)
     }
 
 

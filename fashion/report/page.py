@@ -172,6 +172,7 @@ def report(
         tiles=_tiles(evaluation, run_metrics),
         conclusions=conclusions(evaluation),
         epoch_chosen=epoch_chosen,
+        stopped_early=evaluation.split == "val" and "stopped" in run_metrics,
         best_epoch=best_epoch,
         curves=_curves(history, best_epoch),
         counts=evaluation.counts.tolist(),

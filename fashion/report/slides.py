@@ -133,15 +133,14 @@ def _of_table(table: Table) -> Figure:
         [texts.get(row.name, ("baseline", False)) for row in rows] if texts else [],
         f"minus {table.baseline}, pp (95 % interval)",
     )
-    said = f"{SPLITS[table.split].capitalize()} accuracy, mean with 95 % interval over seeds"
+    said = f"{SPLITS[table.split].capitalize()} accuracy, mean with 95 % interval"
     if any(row.interval is None for row in rows):
         said += "; rings are single runs"
     if texts:
         said += "; ▲ significant"
     if len(rows) < len(table.rows):
         said += f"; the best {len(rows)} of {len(table.rows)}"
-    runs = sum(row.n for row in table.rows)
-    return _slide(figure, f"Comparison of {runs} runs", said)
+    return _slide(figure, f"Comparison of {len(table.rows)} groups", said)
 
 
 def _slide(figure: Figure, title: str, result: str) -> Figure:

@@ -44,7 +44,7 @@ class Group(NamedTuple):
     labels: Int64[np.ndarray, " n"]
     probabilities: Float32[np.ndarray, "seeds n classes"]
     accuracies: list[float]  # 0..1, per seed, or per fold
-    folds: int = 0  # number of folds; 0 if `accuracies` are per seed
+    folds: int = 0  # number of folds; 0 without cross-validation
     all_folds: bool = False  # whether every fold of the split has a run
 
 
@@ -206,7 +206,8 @@ def _group(name: str, runs: list[Run], predictions: dict[Run, Predictions], spli
         labels = predictions[runs[0]].labels
         probabilities = np.stack([predictions[run].probabilities for run in runs])
         hits = probabilities.argmax(axis=2) == labels
-        return Group(name, runs, labels, probabilities, hits.mean(axis=1).tolist())
+        several = len(folds) if len(folds) > 1 else 0
+        return Group(name, runs, labels, probabilities, hits.mean(axis=1).tolist(), several)
     for of_seed in by_seed.values():
         if sorted(of_seed) != folds:  # type: ignore[type-var]
             raise UserError(
@@ -462,13 +463,14 @@ def render_csv(table: Table) -> str:
     shared = {key: getattr(table, key) for key in ("split", "tta", "images", "baseline")}
     fields = [f"minus_baseline_{field}" for field in Comparison._fields[1:]]
     against = {each.name: dict(zip(fields, each[1:], strict=True)) for each in table.comparisons}
-    own = list(dict.fromkeys(name for row in table.rows for name in row.metrics))
+    own = dict.fromkeys(f"{table.split}/{name}" for row in table.rows for name in row.metrics)
     text = io.StringIO()
     writer = csv.DictWriter(text, [*Row._fields[:-1], *own, *shared, *fields], lineterminator="\n")
     writer.writeheader()
     for row in table.rows:
         values: dict[str, Any] = row._asdict()
-        writer.writerow(values | values.pop("metrics") | shared | against.get(row.name, {}))
+        metrics = {f"{table.split}/{name}": value for name, value in values.pop("metrics").items()}
+        writer.writerow(values | metrics | shared | against.get(row.name, {}))
     return text.getvalue()
 
 

@@ -16,10 +16,10 @@ from PIL import Image
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from fashion.config import walk
+from fashion.config import OWN_METRICS, walk
 from fashion.data.datamodule import MEAN, STD, FashionMNIST
 from fashion.report.evaluation import Evaluation
-from fashion.report.metrics import OWN, user_metrics
+from fashion.report.metrics import user_metrics
 from fashion.training.classifier import Classifier, penultimate_features
 from fashion.training.process import Fit
 
@@ -54,7 +54,7 @@ def write_results(fit: Fit, metrics: Mapping[str, Any], evaluations: Sequence[Ev
         return
     # After the last checkpoint's step: if the run is killed here, EventLogger drops this on resume.
     step = fit.trainer.global_step + 1
-    shown = [name for name in OWN if not name.endswith(("_low", "_high"))]
+    shown = [name for name in OWN_METRICS if not name.endswith(("_low", "_high"))]
     reported = {
         f"{REPORTED}/{each.split}/{name}": metrics[f"{each.split}/{name}"]
         for each in evaluations
@@ -106,7 +106,7 @@ def hyperparameters(config: DictConfig) -> dict[str, Any]:
 
 def write_graph(writer: SummaryWriter, network: nn.Module) -> None:
     """Write the network's graph; if it cannot be traced, torch prints why and there is none."""
-    with warnings.catch_warnings(), contextlib.suppress(RuntimeError):
+    with warnings.catch_warnings(), contextlib.suppress(Exception):
         # torch's writer traces by deprecated functions, and tracing warns about checks of shapes.
         warnings.simplefilter("ignore")
         writer.add_graph(network, torch.zeros(1, 1, 28, 28))

@@ -33,7 +33,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         os.replace(scratch, path)  # noqa: PTH105
     except BaseException as error:
         if scratch is not None:
-            os.unlink(scratch)  # noqa: PTH108
+            Path(scratch).unlink(missing_ok=True)  # a signal may come after it was renamed
         if isinstance(error, OSError):
             raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
         raise
@@ -56,6 +56,6 @@ def refuse_existing(paths: Iterable[Path | None], *, force: bool) -> None:
             raise UserError(f"{path} is not a file that can be replaced; name another.")
         if path.exists() and not force:
             raise UserError(f"{path} exists; --force overwrites it.")
-        if path.resolve() in named:
+        if (place := os.path.realpath(path)) in named:
             raise UserError(f"{path} is named twice, for different content.")
-        named.add(path.resolve())
+        named.add(place)

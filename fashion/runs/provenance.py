@@ -13,22 +13,25 @@ PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "
 def provenance() -> dict[str, Any]:
     """Return versions, machine, commit and whether the checkout was clean.
 
-    The last two are None outside a git checkout. `machine` gives torch's number of threads and the
-    machine's number of cores.
+    The last two are None outside a git checkout.
     """
     import torch
 
-    cores = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
     status = _git("status", "--porcelain")
     return {
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in PACKAGES},
         },
-        "machine": f"{platform.system()} {platform.machine()}, {cores}",
+        "machine": machine(torch.get_num_threads()),
         "commit": _git("rev-parse", "HEAD"),
         "clean": None if status is None else status == "",
     }
+
+
+def machine(threads: int) -> str:
+    """Describe this machine, and how many of its cores are used."""
+    return f"{platform.system()} {platform.machine()}, {threads} of {os.cpu_count()} cores"
 
 
 def _git(*arguments: str) -> str | None:

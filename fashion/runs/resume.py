@@ -1,14 +1,13 @@
 """Resuming a run by its own configuration; few keys may be changed. Imports no torch."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from fashion import config as schema
-from fashion.config import METADATA_KEYS
+from fashion.config import METADATA_KEYS, walk
 from fashion.errors import UserError
 from fashion.runs import untrusted
 from fashion.runs.run import Run, without_metadata
@@ -31,7 +30,7 @@ def to_resume(config: DictConfig, overrides: Sequence[str]) -> tuple[Run, DictCo
         UserError: there is no such run, an override contradicts its configuration, more epochs
             cannot be added, or it names classes that need `trust=true`.
     """
-    run = Run.open(Path(config.resume).expanduser(), trust=config.trust)
+    run = Run.open(schema.at_home(config.resume), trust=config.trust)
     own: Any = OmegaConf.to_container(run.config)
     if not run.trust:
         untrusted.refuse_foreign(own, f"{run.resume_command}")
@@ -48,7 +47,7 @@ def to_resume(config: DictConfig, overrides: Sequence[str]) -> tuple[Run, DictCo
         given, kept = (OmegaConf.select(each, key, default=ABSENT) for each in (config, merged))
         longer = key == EPOCHS and isinstance(given, int) and given > (kept or 0)
         if key in METADATA_KEYS or longer:
-            OmegaConf.update(merged, key, given)
+            OmegaConf.update(merged, key, given, merge=False)
         elif given is ABSENT or given != kept:
             differences.append(f"  {override.input_line}")
     if differences:
@@ -57,9 +56,10 @@ def to_resume(config: DictConfig, overrides: Sequence[str]) -> tuple[Run, DictCo
             + "\n".join(differences)
             + f"\nLeave that out, or start another run. Only {EPOCHS} may be larger."
         )
-    if run.finished and merged.trainer.max_epochs > run.config.trainer.max_epochs:
+    planned, now = (each.trainer.get("max_epochs") or 0 for each in (run.config, merged))
+    if run.finished and now > planned:
         epochs = run.metrics.get("epochs")
-        if epochs != run.config.trainer.max_epochs:
+        if epochs != planned:
             raise UserError(
                 f"{run.folder} is finished: it stopped early, after {epochs} epochs, so that more "
                 "of them would not be used."
@@ -104,10 +104,12 @@ def _planned(config: DictConfig) -> str | None:
         return f"optimizer.schedule = {schedule}"
     if warmup := OmegaConf.select(config, "optimizer.warmup"):
         return f"optimizer.warmup = {warmup}"
-    augmentation = config.augmentation or {}
-    changes = augmentation.get("erase") or augmentation.get("cutmix")
-    if changes and (clean := augmentation.get("clean_epochs")):
-        return f"augmentation.clean_epochs = {clean}"
+    plain: Any = OmegaConf.to_container(config)
+    augmentation = plain["augmentation"]
+    for key, each in [("augmentation", augmentation), *walk(augmentation, "augmentation")]:
+        changes = isinstance(each, dict) and (each.get("erase") or each.get("cutmix"))
+        if changes and each.get("clean_epochs"):
+            return f"{key}.clean_epochs = {each['clean_epochs']}"
     if scheduler := OmegaConf.select(config, "scheduler._target_"):
         return f"scheduler._target_ = {scheduler}"
     return None

@@ -226,6 +226,11 @@ class Run:
         try:
             labels, probabilities = untrusted.read_arrays(path, "labels", "probabilities")
         except FileNotFoundError as error:
+            if split == "val" and not self.validates:
+                raise UserError(
+                    f"{self.folder} has no validation set (data.val_size = 0): --split test reads "
+                    "its predictions for the test set."
+                ) from error
             option = "" if tta == "none" else f" --tta {tta}"
             raise UserError(
                 f"{self.folder} has no predictions for {split}{option}; make them with\n"
@@ -352,7 +357,13 @@ class Run:
         """Raise UserError if the folder holds files but is no run."""
         if self._config_file.is_file() or not self.folder.is_dir():
             return
-        if others := sorted(path.name for path in self.folder.iterdir() if path.name != ".lock"):
+        # What a run that was killed while it began has left is no other's.
+        begun = (".lock", ".hydra", ".hydra/hydra.yaml", ".hydra/overrides.yaml")
+        found = (path.relative_to(self.folder) for path in self.folder.rglob("*"))
+        foreign = (
+            path for path in found if path.as_posix() not in begun and path.suffix != SCRATCH
+        )
+        if others := sorted({path.parts[0] for path in foreign}):
             shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")  # noqa: PLR2004
             raise UserError(
                 f"{self.folder} holds files that are not a run's ({shown}). They are left as they "
@@ -363,10 +374,11 @@ class Run:
         if hydra is not None and not self._config_file.is_file():
             self.write_text(".hydra/hydra.yaml", OmegaConf.to_yaml(hydra))
             self.write_text(".hydra/overrides.yaml", OmegaConf.to_yaml(hydra.overrides.task))
+        # Results of an earlier end first: they would be taken for those of more epochs.
+        for name in REPORTED:
+            (self.folder / name).unlink(missing_ok=True)
         self.write_text(".hydra/config.yaml", OmegaConf.to_yaml(config, resolve=True))
         vars(self).pop("config", None)  # what was read before
-        for name in REPORTED:  # results of an earlier end
-            (self.folder / name).unlink(missing_ok=True)
         for scratch in self.folder.rglob(f".*{SCRATCH}"):  # of a process that was killed
             scratch.unlink()
 

@@ -7,6 +7,7 @@ size, without links out of the folder, without references to the environment, wi
 
 import io
 import json
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -21,6 +22,7 @@ from fashion.config import is_ours, sections, signature
 from fashion.errors import UserError
 
 LARGEST_TEXT = 2**17  # bytes; a run's files have a few thousand
+LARGEST_METRICS = 2**22  # metrics.json has an entry per pair of classes
 LARGEST_NUMBER = 1e18
 MISSING = (None, "images_per_second")  # null is allowed: no epoch was completed
 DEEPEST = 50  # levels; a run's configuration has five
@@ -74,11 +76,14 @@ def refuse_links(folder: Path) -> None:
     Raises:
         UserError: a file in `folder` is a link to somewhere else.
     """
-    inside = folder.resolve()
+    inside = Path(os.path.realpath(folder))  # unlike Path.resolve, it raises for no loop of links
     for path in folder.rglob("*"):
         ours = not path.relative_to(folder).match("wandb/*/logs/debug-core.log")
-        if ours and path.is_symlink() and not path.resolve().is_relative_to(inside):
-            raise UserError(f"{path} leads out of the run's folder, to {path.resolve()}.")
+        if not (ours and path.is_symlink()):
+            continue
+        target = Path(os.path.realpath(path))
+        if not target.is_relative_to(inside):
+            raise UserError(f"{path} leads out of the run's folder, to {target}.")
 
 
 def open_file(path: Path) -> IO[bytes]:
@@ -135,7 +140,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
         UserError: the run is unfinished, or the file is broken.
     """
     try:
-        metrics = json.loads(read_text(path))
+        metrics = json.loads(read_text(path, LARGEST_METRICS))
         _refuse_non_text(metrics)
     except FileNotFoundError as error:
         raise UserError(f"{path.parent} is unfinished: it has no metrics.json.") from error

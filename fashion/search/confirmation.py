@@ -261,7 +261,7 @@ def experiment_file(search: Search) -> Path:
     path = Path(search.config.save_as or search.folder / "experiment" / f"{search.name}.yaml")
     if path.suffix != ".yaml" or path.parent.name != "experiment":
         raise UserError(f"save_as = {path}: it must be a file experiment/NAME.yaml.")
-    if path.exists() and _signature(search) not in path.read_text(encoding="utf-8"):
+    if path.exists() and _signature(search) not in path.read_text("utf-8", errors="replace"):
         raise UserError(
             f"{path} exists, and this search has not written it. Choose another file with "
             "save_as=conf/experiment/NAME.yaml."
@@ -281,7 +281,7 @@ def experiment_file(search: Search) -> Path:
 
 
 def _signature(search: Search) -> str:
-    return f"Written by python -m fashion.tune in {search.folder}"
+    return f"Written by python -m fashion.tune in {search.folder}, trained at commit "
 
 
 def _write_experiment(search: Search, found: Confirmation) -> str:
@@ -319,7 +319,7 @@ def _write_experiment(search: Search, found: Confirmation) -> str:
         *_conclusion(found),
         f"As the highest of {len(found.table.rows)} means it is still slightly optimistic.",
         *(f"Warning: {warning}" for warning in search.warnings),
-        f"{_signature(search)}, trained at commit {made['commit']}.",
+        f"{_signature(search)}{made['commit']}.",
     ]
     header = "\n".join(["# @package _global_", *(f"# {line}" for line in said)])
     with atomic_write(path) as file:

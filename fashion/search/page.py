@@ -19,7 +19,7 @@ from fashion.report import figures, table
 from fashion.report.metrics import percent
 from fashion.report.page import render, svg
 from fashion.runs.files import atomic_write
-from fashion.search.trials import Trials, failure
+from fashion.search.trials import Trials, failure, validated_epochs
 from fashion.search.workers import count, duration
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def _row(trial: FrozenTrial, state: str) -> dict[str, Any]:
         "number": trial.number,
         "value": percent(trial.value, 2),
         "state": state,
-        "epochs": len(trial.intermediate_values),
+        "epochs": validated_epochs(trial),
         "text": failure(trial)
         if trial.state == TrialState.FAIL
         else " ".join(f"{key}={_short(value)}" for key, value in trial.params.items()),

@@ -168,16 +168,21 @@ def describe(error: BaseException) -> str:
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
+def validated_epochs(trial: FrozenTrial) -> int:
+    """Return the last epoch, from 1, whose validation a trial has reported; 0 if there is none."""
+    return max(trial.intermediate_values, default=0)
+
+
 def outcome(trial: FrozenTrial) -> str:
     """Return the result of a finished trial, or the progress of a running one, in a few words."""
-    epochs = len(trial.intermediate_values)
+    epochs = validated_epochs(trial)
     after = f"{epochs} epoch{'s' * (epochs != 1)}"
     if trial.state == TrialState.FAIL:
         return f"failed: {failure(trial)}"
     if trial.state.is_finished():
         verb = "pruned after" if trial.state == TrialState.PRUNED else "after"
         return f"{percent(trial.value, 2)} {verb} {after}"
-    last = trial.intermediate_values[max(trial.intermediate_values)] if epochs else None
+    last = trial.intermediate_values[epochs] if epochs else None
     return f"{percent(last, 2)} after {after}" if epochs else "in its first epoch"
 
 

@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from fashion.config import task_overrides
 from fashion.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,13 +65,20 @@ def supervise(search: "Search") -> None:
             worker.wait()
 
 
+def _as_worker(arguments: list[str], number: int) -> list[str]:
+    """Add `worker=number` to a command line, beside its overrides: Hydra takes one row of them."""
+    *_, last = task_overrides()
+    place = arguments.index(last) + 1 if last in arguments else len(arguments)
+    return [*arguments[:place], f"worker={number}", *arguments[place:]]
+
+
 class _Worker:
     """A process that runs trials, with an equal part of the cores; its output goes to a file."""
 
     def __init__(self, search: "Search", number: int) -> None:
         self.log = search.folder / "workers" / f"{number}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        self.command = [sys.executable, "-m", "fashion.tune", *sys.argv[1:], f"worker={number}"]
+        self.command = [sys.executable, "-m", "fashion.tune", *_as_worker(sys.argv[1:], number)]
         given = json.dumps({"deadline": search.deadline, "first": search.first})
         threads = str(max(_cores() // search.config.workers, 1))
         self.environment = os.environ | {GIVEN: given} | dict.fromkeys(THREADS, threads)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor, nn
 
 from fashion.config import NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -50,7 +51,8 @@ class StopEarly(EarlyStopping):
         self.warmup_epochs = warmup_epochs
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        trainer.should_stop |= self.wait_count >= self.patience
+        # Also where trainer.min_epochs goes on, and the metric has improved since.
+        trainer.should_stop |= self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED
 
     def _should_skip_check(self, trainer: pl.Trainer) -> bool:
         if trainer.current_epoch < self.warmup_epochs or super()._should_skip_check(trainer):

@@ -94,7 +94,8 @@ class Classifier(pl.LightningModule):
         classes: names of the classes.
         resolution: of the data; raw images are reduced to it (`reduce_resolution`).
         class_counts: training images of each class, for losses that weight them.
-        steps: (optimizer steps of the training, steps per epoch); None: from the Trainer.
+        steps: (optimizer steps of the training, steps per epoch, batches per epoch); None: from
+            the Trainer.
 
     Raises:
         UserError: a section cannot be built, or `network` is no module.
@@ -111,7 +112,7 @@ class Classifier(pl.LightningModule):
         classes: Sequence[str] = CLASSES,
         resolution: int = 28,
         class_counts: Sequence[int] = (),
-        steps: tuple[int, int] | None = None,
+        steps: tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__()
         given = {"network": network, "optimizer": optimizer, "scheduler": scheduler, "loss": loss}
@@ -179,8 +180,7 @@ class Classifier(pl.LightningModule):
 
         Raises:
             DivergenceError: it is infinite or not a number.
-            UserError: the loss function did not return a scalar, or takes no probabilities, which
-                the augmentation has made of the labels.
+            UserError: the loss function is not ours, and raised or did not return a scalar.
         """
         logits = self.shared_step(batch, "train")
         # One of several processes may have no image of the last batch; the mean would be NaN.
@@ -200,19 +200,20 @@ class Classifier(pl.LightningModule):
             self._check_step_losses()  # on another device it would wait for all work so far
         return loss
 
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, targets: Tensor) -> Any:
         try:
-            loss: Tensor = self.criterion(logits, targets)
+            return self.criterion(logits, targets)
         except Exception as error:
-            if targets.ndim == 1:
+            if isinstance(self.criterion, CrossEntropy):
                 raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+            given = "labels (batch,)"
+            if targets.ndim > 1:  # CutMix
+                given = "probabilities (batch, classes), which the augmentation makes of labels"
             raise UserError(
-                f"loss: {type(self.criterion).__name__} takes no probabilities of classes, which "
-                f"the augmentation makes of the labels where it mixes images: {reason}. Choose "
-                "another loss, or augmentation.cutmix=0."
+                f"loss: {type(self.criterion).__name__} raised {type(error).__name__} for logits "
+                f"(batch, classes) and {given}: {reason}"
             ) from error
-        return loss
 
     def validation_step(self, batch: Sequence[Tensor]) -> None:
         self.shared_step(batch, "val")
@@ -308,7 +309,10 @@ class Classifier(pl.LightningModule):
     def extra_metrics(
         self, split: str, probabilities: Float[Tensor, "n classes"], labels: Tensor
     ) -> dict[str, float]:
-        """Compute the configured metrics beside accuracy on given predictions, as SPLIT/NAME."""
+        """Compute the configured metrics beside accuracy on given predictions, as SPLIT/NAME.
+
+        Without those that are not finite, as a quotient of zeros.
+        """
         trained: Any = self.metrics[f"{split}_metrics"]
         metrics = trained.clone().cpu()
         metrics.reset()
@@ -316,7 +320,11 @@ class Classifier(pl.LightningModule):
             metric.distributed_available_fn = _alone  # the training's other processes have ended
         metrics.update(probabilities.clamp(min=1e-30).log(), labels)  # logits, as in training
         values = {key: float(value) for key, value in metrics.compute().items()}
-        return {key: value for key, value in values.items() if key != f"{split}/acc"}
+        return {
+            key: value
+            for key, value in values.items()
+            if key != f"{split}/acc" and math.isfinite(value)
+        }
 
     def _evaluation_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the loss in evaluation mode: without label smoothing, for example."""
@@ -342,14 +350,16 @@ class Classifier(pl.LightningModule):
         if self.steps is None:
             total = int(self.trainer.estimated_stepping_batches)
             epochs = self.trainer.max_epochs or 1
-            self.steps = total, max(1, total // max(1, epochs))
-        steps, steps_per_epoch = self.steps
+            per_epoch = max(1, total // max(1, epochs))
+            self.steps = total, per_epoch, int(self.trainer.num_training_batches)
+        steps, steps_per_epoch, batches_per_epoch = self.steps
         return configure(
             self.network,
             self.optimizer_section,
             self.scheduler_section,
             steps=steps,
             steps_per_epoch=steps_per_epoch,
+            batches_per_epoch=batches_per_epoch,
         )
 
     def predict_proba(

@@ -7,14 +7,20 @@ for bit, and `scripts/benchmark` measures the time saved. Settings that act on s
 loop.
 """
 
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import (
+    Callback,
+    GradientAccumulationScheduler,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from fashion.config import locate
 from fashion.data.datamodule import IMAGES_AT_ONCE, Batch
 from fashion.training.classifier import Classifier
 
@@ -36,6 +42,9 @@ BATCH_HOOKS = (
     *("on_train_batch_start", "on_train_batch_end", "on_before_backward", "on_after_backward"),
     *("on_before_optimizer_step", "on_before_zero_grad"),
 )
+
+# Callbacks that change the ordinary loop, or the scheduler that it steps.
+OF_THE_LOOP = (GradientAccumulationScheduler, StochasticWeightAveraging)
 
 
 class ChunkedClassifier(Classifier):
@@ -68,6 +77,7 @@ def why_not(
     trainer: Mapping[str, Any],
     callbacks: Iterable[Callback],
     *,
+    optimizer: Mapping[str, Any],
     scheduler: Mapping[str, Any] | None,
     foreign_data: bool,
 ) -> str | None:
@@ -77,23 +87,42 @@ def why_not(
         batch_size: of training.
         trainer: the Trainer's flags.
         callbacks: the configuration's.
+        optimizer: its section.
         scheduler: section of a torch scheduler, or None.
         foreign_data: whether the LightningDataModule is not ours.
     """
     if 2 * batch_size > IMAGES_AT_ONCE:
         return ""
+    if foreign_data:
+        return "a LightningDataModule of your own"
+    if scheduler is not None:
+        return f"scheduler={scheduler['_target_']}"
+    return _of_flags(trainer) or _of_optimizer(optimizer) or _of_callbacks(callbacks)
+
+
+def _of_flags(trainer: Mapping[str, Any]) -> str | None:
     for flag, idle in FLAGS.items():
         value = trainer.get(flag, idle[0])
         # The type matters: 1 is one batch, 1.0 is all of them.
         if not any(value == each and type(value) is type(each) for each in idle):
             return f"trainer.{flag}={value}"
-    if scheduler is not None:
-        return f"scheduler={scheduler['_target_']}"
-    if foreign_data:
-        return "a LightningDataModule of your own"
+    return None
+
+
+def _of_optimizer(optimizer: Mapping[str, Any]) -> str | None:
+    step = getattr(locate("optimizer", optimizer), "step", None)
+    closure = step and inspect.signature(step).parameters.get("closure")
+    if closure and closure.default is closure.empty:  # torch.optim.LBFGS
+        return f"optimizer={optimizer['_target_']}"
+    return None
+
+
+def _of_callbacks(callbacks: Iterable[Callback]) -> str | None:
     for callback in callbacks:
         if type(callback).__module__.startswith("fashion."):
             continue
+        if isinstance(callback, OF_THE_LOOP):
+            return type(callback).__name__
         for hook in BATCH_HOOKS:
             if getattr(type(callback), hook) is not getattr(Callback, hook):
                 return f"{type(callback).__name__}.{hook}"

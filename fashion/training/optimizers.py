@@ -32,6 +32,7 @@ def configure(
     *,
     steps: int,
     steps_per_epoch: int,
+    batches_per_epoch: int,
 ) -> OptimizerLRSchedulerConfig:
     """Build the optimizer and its scheduler from their sections of the configuration.
 
@@ -45,6 +46,7 @@ def configure(
             default) and the `monitor` of ReduceLROnPlateau; None for the optimizer's `schedule`.
         steps: optimizer steps of the whole training; -1 where it is not known.
         steps_per_epoch: optimizer steps per epoch.
+        batches_per_epoch: as many, but where the gradients of several batches are accumulated.
 
     Raises:
         UserError: one of them cannot be built.
@@ -81,12 +83,12 @@ def configure(
     offered = {"total_steps": steps, "steps_per_epoch": steps_per_epoch}
     rate = build("scheduler", values, made, offered=offered)
     # Lightning steps an epoch's scheduler after the epoch's checkpoint has been saved, so that a
-    # resumed run would miss the step; "every steps_per_epoch steps" is the same, before it.
+    # resumed run would miss the step; "every batches_per_epoch batches" is the same, before it.
     per_step = scheduler.get("interval", "epoch") == "step"
     configuration: Any = {
         "scheduler": rate,
         "interval": "step",
-        "frequency": 1 if per_step else steps_per_epoch,
+        "frequency": 1 if per_step else batches_per_epoch,
         "reduce_on_plateau": isinstance(rate, ReduceLROnPlateau),
         "monitor": scheduler.get("monitor", "val/loss"),
     }

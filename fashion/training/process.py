@@ -24,7 +24,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from fashion.config import NonNegativeInt, build
+from fashion.config import NonNegativeInt, at_home, build
 from fashion.data.datamodule import BatchLoader, FashionMNIST, class_names, from_config
 from fashion.errors import (
     DivergenceError,
@@ -35,7 +35,7 @@ from fashion.errors import (
 )
 from fashion.runs import untrusted
 from fashion.runs.files import atomic_write
-from fashion.runs.provenance import provenance
+from fashion.runs.provenance import machine, provenance
 from fashion.runs.run import Run
 from fashion.training.callbacks import (
     EpochSeed,
@@ -103,12 +103,7 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     prepare_process()
     pl.seed_everything(config.seed, verbose=False)
-    augmentation = plain["augmentation"] and build(
-        "augmentation",
-        plain["augmentation"],
-        offered={"num_classes": len(class_names(plain["data"]))},
-    )
-    data = from_config(plain["data"], config.seed, augmentation)
+    data = from_config(plain["data"], config.seed, _augmentation(plain))
     data.prepare_data()
     data.setup("fit")
     validates = run.validates
@@ -121,6 +116,7 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
         getattr(data, "batch_size", 0),
         plain["trainer"] | {"devices": processes(plain["trainer"])},
         [*configured.values(), *callbacks],
+        optimizer=plain["optimizer"],
         scheduler=plain["scheduler"],
         foreign_data=not isinstance(data, FashionMNIST),
     )
@@ -174,7 +170,7 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
         raise
     if not trainer.is_global_zero or config.trainer.get("fast_dev_run"):
         return None
-    if not run.reported_checkpoint.exists():  # no validation has run: trainer.max_steps, say
+    if run.epoch_chosen and (best is None or best.score is None):  # by no validation
         with atomic_write(run.reported_checkpoint) as file:
             file.write(run.last_checkpoint.read_bytes())
     content = untrusted.read_checkpoint(run.reported_checkpoint)
@@ -192,6 +188,7 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
         "threads": keep_threads.number,
         "device": _device(root),
         **made,
+        "machine": machine(keep_threads.number),
     }
     return Fit(run, classifier.eval(), data, trainer, metrics)
 
@@ -277,6 +274,12 @@ def _watches_validation(section: Mapping[str, Any]) -> bool:
     return ours and str(section.get("monitor", "val/")).startswith("val/")
 
 
+def _augmentation(plain: Mapping[str, Any]) -> Any:
+    sizes = {"num_classes": len(class_names(plain["data"]))}
+    section = plain["augmentation"]
+    return section and build("augmentation", section, offered=sizes, inside=sizes)
+
+
 def _classifier(plain: dict[str, Any], data: Any, *, chunked: bool) -> Classifier:
     """Build the classifier; if `chunked`, the one that takes several batches per call."""
     trainer = plain["trainer"]
@@ -293,7 +296,7 @@ def _classifier(plain: dict[str, Any], data: Any, *, chunked: bool) -> Classifie
         steps = epochs * per_epoch if epochs > 0 else -1
         if (most := trainer.get("max_steps", -1)) > 0 and (steps < 0 or most < steps):
             steps = most
-        options["steps"] = (steps, per_epoch)
+        options["steps"] = (steps, per_epoch, batches)
         counts = torch.bincount(data.train.labels, minlength=len(data.classes))
         options |= {"class_counts": counts.tolist(), "classes": data.classes}
         options["resolution"] = data.resolution
@@ -312,7 +315,7 @@ def _classifier(plain: dict[str, Any], data: Any, *, chunked: bool) -> Classifie
 
 def _start_from(classifier: Classifier, folder: str, *, trust: bool) -> None:
     """Load another run's reported weights; those of other names or shapes are left out."""
-    source = Run.open(Path(folder).expanduser(), trust=trust)
+    source = Run.open(at_home(folder), trust=trust)
     given = untrusted.read_checkpoint(source.reported_checkpoint)["state_dict"]
     given = {key: v for key, v in given.items() if key.startswith("network.")}
     own = {key: v for key, v in classifier.state_dict().items() if key.startswith("network.")}

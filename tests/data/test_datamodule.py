@@ -1,4 +1,5 @@
 import itertools
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,13 @@ REAL = Path(__file__).parents[2] / "data"
 def tiny(root: Path, **changes: Any) -> FashionMNIST:
     options: dict[str, Any] = {"root": str(root), "val_size": 100, "official": False}
     return FashionMNIST(**options | changes)
+
+
+def trainer_of_nine_epochs() -> Any:
+    device = SimpleNamespace(root_device=torch.device("cpu"))
+    return SimpleNamespace(
+        max_epochs=9, overfit_batches=0.0, global_rank=0, world_size=1, strategy=device
+    )
 
 
 def ready(root: Path, **changes: Any) -> FashionMNIST:
@@ -206,6 +214,43 @@ def test_other_data_is_refused_unless_allowed(tiny_data: Path) -> None:
         tiny(tiny_data, official=True).prepare_data()
 
 
+@pytest.mark.parametrize("kept", [0, 3])
+def test_other_data_is_downloaded_whole_and_replaces_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    whole = download.raw_folder(make_data(tmp_path / "there"))
+    folder = download.raw_folder(tmp_path / "here", "KMNIST")
+    folder.mkdir(parents=True)
+    for name in list(download.PAYLOADS)[:kept]:
+        (folder / name).write_bytes((whole / name).read_bytes())
+        (folder / name).chmod(0o400)
+
+    class Fake:
+        def __init__(self, root: str, *, download: bool) -> None:
+            assert download
+            shutil.copytree(whole, Path(root) / "KMNIST/raw")
+
+    monkeypatch.setattr("torchvision.datasets.KMNIST", Fake)
+    tiny(tmp_path / "here", dataset="KMNIST").prepare_data()
+    assert {path.name for path in folder.iterdir()} == {*download.PAYLOADS, ".lock"}
+    modes = [(folder / name).stat().st_mode & 0o777 for name in download.PAYLOADS]
+    assert modes.count(0o400) == kept  # left as they were
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "message"),
+    [
+        (lambda images, labels: (images[:, 2:, 2:], labels), r"returned images of shape \(200, 26"),
+        (lambda images, labels: (images / None, labels), r"raised TypeError for uint8 images"),
+    ],
+)
+def test_an_augmentation_that_fails(tiny_data: Path, augmentation: Any, message: str) -> None:
+    data = ready(tiny_data, augmentation=augmentation, batch_size=100)
+    data.trainer = trainer_of_nine_epochs()
+    with pytest.raises(UserError, match=f"augmentation: it {message}"):
+        next(iter(data.train_dataloader()))
+
+
 def test_fitting_and_validating_never_read_the_test_set(tmp_path: Path) -> None:
     root = make_data(tmp_path)
     for path in download.raw_folder(root).glob("t10k-*"):
@@ -341,10 +386,7 @@ def test_training_batches_are_augmented_by_the_epoch_and_then_normalized(tiny_da
             return torch.zeros_like(images), labels
 
     data = ready(tiny_data, augmentation=Black())
-    device = SimpleNamespace(root_device=torch.device("cpu"))
-    data.trainer = SimpleNamespace(  # type: ignore[assignment]
-        max_epochs=9, overfit_batches=0.0, global_rank=0, world_size=1, strategy=device
-    )
+    data.trainer = trainer_of_nine_epochs()
     loader = data.train_dataloader()
     loader.set_epoch(7)
     images, _ = next(iter(loader))

@@ -225,6 +225,29 @@ def test_mistakes_are_the_most_confident_with_their_sentences() -> None:
     assert len(texts(figures.mistakes(evaluation, count=1))) == 1
 
 
+def test_class_names_are_no_formulas() -> None:
+    classes = (r"$\notamacro$", "$5")
+    labels = np.array([0, 1])
+    probabilities = np.array([[0.1, 0.9], [0.8, 0.2]], np.float32)
+    images = np.zeros((2, 28, 28), np.uint8)
+    evaluation = Evaluation("val", classes, images, np.arange(2), labels, probabilities)
+    scores = [score for score in evaluation.class_scores if score.support]
+    for figure in (
+        figures.confusion_matrix(np.ones((2, 2), int), classes),
+        figures.mistakes(evaluation),
+        figures.class_intervals(scores, classes),
+    ):
+        draw(figure)
+
+
+def test_a_long_file_name_is_cut_not_lost() -> None:
+    name = "PXL_20231203_154812345.PORTRAIT.jpg"
+    square = np.zeros((28, 28), np.uint8)
+    photo = figures.PredictedPhoto(name, Image.fromarray(square), square, {"Coat": 0.9}, [])
+    figure = figures.predicted_photos([photo])
+    assert figure.axes[0].get_xlabel() == "PXL_20231203_154812345.PORT..."
+
+
 def test_longest_caption_stays_in_its_column() -> None:
     sentence = "We thought it was a pair of trousers but it was actually an ankle boot."
     figure = figures.gallery(np.zeros((6, 28, 28), np.uint8), [sentence] * 6)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fashion.config import OWN_METRICS
 from fashion.report import metrics
 from fashion.report.statistics import wilson
 
@@ -267,6 +268,6 @@ def test_user_metrics_of_an_epoch() -> None:
 
 
 def test_user_metrics_are_those_that_no_evaluation_writes() -> None:
-    found = dict.fromkeys((f"val/{name}" for name in metrics.OWN), 0.5)
+    found = dict.fromkeys((f"val/{name}" for name in OWN_METRICS), 0.5)
     found |= {"val/f1/Coat": 0.5, "val/confused/a as b": 3, "test/kappa": 0.5, "seconds": 1.0}
     assert metrics.user_metrics(found | {"val/kappa": 0.75}, "val") == {"kappa": 0.75}

@@ -249,6 +249,9 @@ def test_headline() -> None:
     assert "test report" in test.text[""]
     last = words(Page(page_of(epoch_chosen=False)).text["result"])
     assert "neither for training nor for choosing" in last
+    stopped = INPUTS["run_metrics"] | {"stopped": "stopped after 3 of 15 epochs"}
+    early = words(Page(page_of(epoch_chosen=False, run_metrics=stopped)).text["result"])
+    assert "ended early because of these images" in early
 
 
 def test_confusion_matrix_leads_to_the_mistakes() -> None:

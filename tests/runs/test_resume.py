@@ -48,6 +48,22 @@ def test_metadata_and_more_epochs_may_be_given(run: Run) -> None:
     assert not config.trainer.enable_progress_bar
 
 
+def test_a_logger_replaces_the_run_s_own(run: Run) -> None:
+    assert set(run.config.logger) == {"tensorboard"}
+    assert resumed(run, "logger=none")[1].logger == {}
+    assert set(resumed(run, "logger=csv")[1].logger) == {"csv"}
+
+
+def test_a_finished_run_without_a_number_of_epochs(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    with run.start(composed("trainer.max_epochs=null", "trainer.max_steps=20")):
+        run.write_text("checkpoints/last.ckpt", "")
+    run.update_metrics({"epochs": 2})
+    assert resumed(run)[1].trainer.max_epochs is None
+    with pytest.raises(UserError, match="it stopped early, after 2 epochs"):
+        resumed(run, "trainer.max_epochs=20")
+
+
 def test_anything_else_is_refused_at_once(run: Run) -> None:
     with pytest.raises(UserError) as caught:
         resumed(run, "seed=8", "trainer.max_epochs=2", "+model.network.width=3")

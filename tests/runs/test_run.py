@@ -210,6 +210,49 @@ def test_an_unfinished_run_is_continued_by_its_own_configuration(run: Run) -> No
     assert "max_epochs: 5" in (run.folder / ".hydra/config.yaml").read_text()
 
 
+def test_metrics_of_many_classes_are_read(run: Run) -> None:
+    pairs = {f"val/confused/class {i} as class {j}": 0 for i in range(62) for j in range(62)}
+    run.update_metrics(pairs)
+    assert Run(run.folder).metrics == pairs
+
+
+def test_a_run_that_was_killed_while_it_began_can_begin_again(run: Run, tmp_path: Path) -> None:
+    begun = Run(tmp_path / "begun")
+    begun.write_text(".hydra/hydra.yaml", "")
+    begun.write_text(".hydra/.config.yaml.x.fashion-tmp", "")
+    with begun.start(config(), HYDRA):
+        pass
+    begun.write_text("other/.hydra/notes.txt", "")
+    with (
+        pytest.raises(UserError, match=r"not a run's \(\.hydra\)"),
+        Run(begun.folder / "other").start(config()),
+    ):
+        pass
+
+
+def test_results_go_before_the_configuration_that_they_are_not_of(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill in between leaves an unfinished run, not one of more epochs than it has."""
+    run.update_metrics({"val/acc": 0.5})
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt), run.start(config(trainer__max_epochs=9), extend=True):
+        pass
+    assert not run.finished
+
+
+def test_predictions_of_a_run_without_a_validation_set(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with run.start(config(data__val_size=0)):
+        pass
+    with pytest.raises(UserError, match=r"no validation set .*: --split test"):
+        run.predictions("val")
+
+
 def test_a_finished_run_with_more_epochs_is_unfinished_until_it_has_them(run: Run) -> None:
     run.update_metrics({"val/acc": 0.5})
     run.write_text("report.html", "of three epochs")
@@ -225,6 +268,10 @@ def test_a_finished_run_with_more_epochs_is_unfinished_until_it_has_them(run: Ru
         ({"optimizer__warmup": 0.1}, "optimizer.warmup = 0.1"),
         ({"augmentation": {"erase": 8, "clean_epochs": 8}}, "augmentation.clean_epochs = 8"),
         ({"augmentation": {"cutmix": 0.5, "clean_epochs": 4}}, "augmentation.clean_epochs = 4"),
+        (
+            {"augmentation": {"steps": [{"cutmix": 1.0, "clean_epochs": 2}]}},
+            "augmentation.steps.0.clean_epochs = 2",
+        ),
         ({"scheduler": {"_target_": "torch.optim.lr_scheduler.X"}}, "scheduler._target_ = torch"),
     ],
 )
@@ -463,7 +510,7 @@ def test_broken_predictions(run: Run, how: str, monkeypatch: pytest.MonkeyPatch)
         b'{"epochs": 1e30}',
         b'{"val/temperature": 0}',
         b"[" * 10_000,
-        b'{"a": "' + b"x" * 2**17 + b'"}',
+        b'{"a": "' + b"x" * 2**22 + b'"}',
         "\ud800".encode("utf-8", "surrogatepass"),
         rb'{"a": "\ud800"}',
     ],
@@ -520,6 +567,9 @@ def test_links_out_of_the_folder_are_refused(run: Run, tmp_path: Path, name: str
         Run.find(tmp_path)
     (run.folder / name).unlink()
     (run.folder / name).symlink_to(run.folder / ".hydra/config.yaml")  # within it
+    Run.open(run.folder)
+    loop = run.folder / "loop"
+    loop.symlink_to(loop)  # leads nowhere
     Run.open(run.folder)
 
 

@@ -110,3 +110,5 @@ def test_outcomes() -> None:
     assert outcome(failed) == "failed: out of memory: x"
     assert outcome(trial(TrialState.RUNNING, 3)) == "30.00 % after 3 epochs"
     assert outcome(trial(TrialState.RUNNING, 0)) == "in its first epoch"
+    every_fifth = create_trial(state=TrialState.RUNNING, intermediate_values={5: 0.2, 10: 0.3})
+    assert outcome(every_fifth) == "30.00 % after 10 epochs"

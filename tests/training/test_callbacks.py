@@ -82,6 +82,18 @@ def test_a_run_that_stopped_early_trains_no_extra_epoch_when_resumed(
     assert again.run.history == made.run.history
 
 
+def test_a_stop_is_kept_where_min_epochs_goes_on() -> None:
+    """As in a run that is not interrupted, whatever the metric does after it."""
+    stop = stop_early(patience=1)
+    assert epochs_trained(stop, "val/acc", [0.5, 0.4]) == 2
+    epochs_trained(stop, "val/acc", [0.6])
+    again = stop_early(patience=1)
+    again.load_state_dict(stop.state_dict())
+    trainer = Mock(spec=pl.Trainer, should_stop=False)
+    again.on_train_start(trainer, MODULE)
+    assert trainer.should_stop
+
+
 # history.csv
 
 
@@ -108,12 +120,21 @@ def test_history_and_weights_of_a_resumed_run_are_those_of_one_left_alone(
 
     And begun in Lightning's ordinary loop, which the callback needs, and continued without it.
     """
-    f1 = "+metrics.f1={_target_:torchmetrics.classification.MulticlassF1Score,average:macro}"
-    overrides = ("trainer.max_epochs=4", "model.network.dropout=0.5", "augmentation.hflip=true", f1)
+    macro = (
+        "+metrics.macro_f1={_target_:torchmetrics.classification.MulticlassF1Score,average:macro}"
+    )
+    overrides = (
+        "trainer.max_epochs=4",
+        "model.network.dropout=0.5",
+        "augmentation.hflip=true",
+        macro,
+    )
     whole = fitted(tmp_path / "whole", tiny_data, *overrides, callbacks=[StopIn(9)])
     assert whole.run.history["epoch"] == [1, 2, 3, 4]
     assert whole.run.history["step"] == [10, 20, 30, 40]
-    assert {"train/loss", "train/acc", "val/loss", "val/acc", "val/f1"} <= set(whole.run.history)
+    assert {"train/loss", "train/acc", "val/loss", "val/acc", "val/macro_f1"} <= set(
+        whole.run.history
+    )
     assert all(map(math.isfinite, whole.run.history["seconds"]))
 
     folder = tmp_path / "resumed"

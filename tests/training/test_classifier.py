@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchmetrics import MeanMetric
 
 from fashion.data.datamodule import FashionMNIST, normalize
 from fashion.errors import DivergenceError, UserError
@@ -227,6 +228,20 @@ def test_an_epoch_s_metrics_are_of_all_its_images(
     assert torch.allclose(logged["val/loss"], functional.cross_entropy(logits, labels))
     assert torch.allclose(logged["val/acc"], accuracy)
     assert 0 <= logged["val/f1"] <= 1
+
+
+def test_metrics_that_are_not_finite_are_left_out() -> None:
+    """As Cohen's kappa of images of one class, all correct."""
+
+    class Nothing(MeanMetric):
+        def update(self, *_: Any) -> None: ...
+
+        def compute(self) -> Tensor:
+            return torch.tensor(math.nan)
+
+    classifier = Classifier(ConvNet(conv=[], dense=[]), metrics={"kappa": Nothing()})
+    probabilities, labels = torch.full((3, 10), 0.1), torch.zeros(3, dtype=torch.int64)
+    assert classifier.extra_metrics("val", probabilities, labels) == {}
 
 
 def test_metrics_of_soft_labels_take_the_most_probable_class(

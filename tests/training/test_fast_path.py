@@ -7,7 +7,11 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import fitted, section
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.callbacks import (
+    Callback,
+    LearningRateMonitor,
+    StochasticWeightAveraging,
+)
 
 from fashion.training.callbacks import StopEarly, Timing
 from fashion.training.classifier import Classifier
@@ -28,12 +32,20 @@ DEFAULTS = section("trainer")
 def reason(
     batch_size: int = 32,
     *callbacks: Callback,
+    optimizer: str = "fashion.training.optimizers.adam",
     scheduler: dict[str, Any] | None = None,
     foreign_data: bool = False,
     **flags: Any,
 ) -> str | None:
     trainer = DEFAULTS | flags
-    return why_not(batch_size, trainer, callbacks, scheduler=scheduler, foreign_data=foreign_data)
+    return why_not(
+        batch_size,
+        trainer,
+        callbacks,
+        optimizer={"_target_": optimizer},
+        scheduler=scheduler,
+        foreign_data=foreign_data,
+    )
 
 
 CHANGED: dict[str, Any] = {
@@ -66,6 +78,9 @@ def test_other_reasons() -> None:
     assert reason(32, Foreign()) == "Foreign.on_before_optimizer_step"
     assert reason(32, LearningRateMonitor()) == "LearningRateMonitor.on_train_batch_start"
     assert reason(32, scheduler={"_target_": "x"}) == "scheduler=x"
+    assert reason(32, optimizer="torch.optim.RAdam") is None
+    assert reason(32, optimizer="torch.optim.LBFGS") == "optimizer=torch.optim.LBFGS"
+    assert reason(32, StochasticWeightAveraging(0.1)) == "StochasticWeightAveraging"
     assert reason(foreign_data=True) == "a LightningDataModule of your own"
     assert (reason(128), reason(129)) == (None, "")  # no gain: nothing to say
 

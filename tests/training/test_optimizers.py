@@ -73,6 +73,7 @@ def configured(
         scheduler,
         steps=steps,
         steps_per_epoch=steps_per_epoch,
+        batches_per_epoch=steps_per_epoch,
     )
     return made["optimizer"], made["lr_scheduler"]
 

@@ -269,6 +269,34 @@ def test_the_learning_rate_follows_the_real_number_of_steps(
 
 
 @pytest.mark.slow
+def test_a_scheduler_steps_once_per_epoch_of_accumulated_gradients(
+    tmp_path: Path, tiny_data: Path
+) -> None:
+    """Ten batches per epoch, four steps."""
+    scheduler = "{_target_: torch.optim.lr_scheduler.StepLR, step_size: 1, gamma: 0.5}"
+    made = fitted(
+        *(tmp_path, tiny_data, f"scheduler={scheduler}", "data.batch_size=30", "optimizer.lr=1.0"),
+        *("trainer.accumulate_grad_batches=3", "trainer.max_epochs=3"),
+    )
+    assert made.run.history["lr"] == [1.0, 0.5, 0.25]
+
+
+@pytest.mark.slow
+def test_the_last_epoch_is_reported_where_none_is_chosen_after_more_epochs_too(
+    tmp_path: Path, tiny_data: Path
+) -> None:
+    for epochs in (1, 2):
+        made = fitted(tmp_path, tiny_data, "callbacks.best=null", f"trainer.max_epochs={epochs}")
+        assert made.metrics["best_epoch"] == made.metrics["epochs"] == epochs
+
+
+@pytest.mark.slow
+def test_the_machine_s_cores_are_those_used(tmp_path: Path, tiny_data: Path) -> None:
+    made = fitted(tmp_path, tiny_data, "trainer.threads=2")  # of torch's one, in tests
+    assert f", 2 of {os.cpu_count()} cores" in made.metrics["machine"]
+
+
+@pytest.mark.slow
 def test_schedulers_of_torch_in_a_training(tmp_path: Path, tiny_data: Path) -> None:
     torch_schedulers = "+scheduler._target_=torch.optim.lr_scheduler."
     step = (f"{torch_schedulers}StepLR", "+scheduler.step_size=1", "+scheduler.gamma=0.5")

@@ -56,7 +56,7 @@ def test_faster_number_is_chosen(
     data = FashionMNIST(root=str(tiny_data), val_size=100, official=False)
     data.setup("fit")
     classifier = Classifier(
-        ConvNet(conv=[2], dense=[], batch_norm=True, dropout=0.5), steps=(10, 5)
+        ConvNet(conv=[2], dense=[], batch_norm=True, dropout=0.5), steps=(10, 5, 5)
     )
     before = {key: value.clone() for key, value in classifier.state_dict().items()}
     state = torch.get_rng_state()
