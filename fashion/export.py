@@ -158,15 +158,13 @@ def _images(run: Run) -> tuple["torch.Tensor", str]:
     """Return images to check a file on, random if the run's data is missing, and what they are."""
     import torch
 
-    from fashion.data.datamodule import FashionMNIST
     from fashion.report.evaluation import open_data
 
     with contextlib.suppress(UserError):
         data = open_data(run)
-        if isinstance(data, FashionMNIST):
-            data.setup("validate")
-            parts = [part.images[:CHECKED] for part in (data.val, data.train)]
-            return torch.cat(parts)[:CHECKED], "images"
+        data.setup("validate")
+        parts = [part.images[:CHECKED] for part in (data.val, data.train)]
+        return torch.cat(parts)[:CHECKED], "images"
     generator = torch.Generator().manual_seed(0)
     shape = (CHECKED, 28, 28)
     random = torch.randint(256, shape, dtype=torch.uint8, generator=generator)

@@ -18,7 +18,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -152,7 +152,7 @@ def make_detector(run: Run, classifier: "Classifier", root: Path | None) -> "Det
         )
         return None
     try:
-        data: Any = open_data(run, root)
+        data = open_data(run, root)
         data.setup("validate")
         with np.errstate(all="ignore"):
             return Detector(classifier, data.train, data.val)

@@ -120,6 +120,28 @@ def test_mixed_labels_and_an_odd_last_batch(
     assert torch.equal(found.argsort(1), expected.argsort(1))
 
 
+def test_a_data_module_of_one_s_own_is_a_subclass(
+    command: Command, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("brighter.py").write_text(
+        "from fashion.data.datamodule import FashionMNIST\n\n\n"
+        "class Brighter(FashionMNIST):\n"
+        "    def __init__(self, *, root, official=True, augmentation=None, seed=0):\n"
+        "        super().__init__(root=root, official=official, val_size=100, seed=seed)\n"
+    )
+    given = (*tiny_overrides(tiny_data), *SMALL)
+    sizes = ("~data.val_size", "~data.split_seed", "~data.batch_size")
+    own = "data._target_=brighter.Brighter"
+    done = command("train", *given, *sizes, own, "hydra.run.dir=run")
+    assert (done.status, done.err) == (0, "")
+    done = command("evaluate", "run", "--trust")
+    assert (done.status, done.err) == (0, "")
+    done = command("train", *given, "data._target_=lightning.pytorch.LightningDataModule")
+    refused(done, "it is no FashionMNIST")
+
+
 def test_more_labels_than_names(command: Command, tiny_data: Path, tmp_path: Path) -> None:
     given = (*tiny_overrides(tiny_data), *SMALL, f"hydra.run.dir={tmp_path}/run")
     done = command("train", *given, "data.classes=[a,b,c]")

@@ -117,7 +117,7 @@ def _images(
     run = groups[0].runs[0]
     if split == "val" and fold(run) is not None:
         raise UserError("The runs validate on several folds.")
-    data: Any = open_data(run)
+    data = open_data(run)
     data.setup("test" if split == "test" else "validate")
     images = getattr(data, split)
     mean = np.concatenate([group.probabilities for group in groups]).mean(axis=0)[positions]

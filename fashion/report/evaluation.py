@@ -25,9 +25,9 @@ from fashion.report.statistics import Labels, Probabilities
 from fashion.runs.run import VIEWS, Predictions, Run, listed
 
 if TYPE_CHECKING:
-    from lightning.pytorch import LightningDataModule
     from torch import Tensor
 
+    from fashion.data.datamodule import FashionMNIST
     from fashion.training.classifier import Classifier
 
 SPLITS = {"val": "validation", "test": "test"}
@@ -203,7 +203,7 @@ def evaluate(
 
     Args:
         classifier: in evaluation mode.
-        data: a LightningDataModule with the ImageSets `val` and `test`, as FashionMNIST has.
+        data: with the ImageSets `val` and `test`, as FashionMNIST has.
         split: "val" or "test".
         temperature: fitted on the validation split; ignored for "val", on which it is fitted here.
         tta: "hflip" also averages the predictions of each image and its horizontal flip; "shift"
@@ -261,12 +261,11 @@ def _accuracies(labels: Labels, probabilities: Probabilities, tta: str) -> dict[
     return {f"acc_{tta}{end}": found[f"acc{end}"] for end in ("", "_low", "_high")}
 
 
-def open_data(run: Run, root: Path | None = None) -> "LightningDataModule":
+def open_data(run: Run, root: Path | None = None) -> "FashionMNIST":
     """Return a run's data, verified; its `setup` is left to the caller.
 
-    Fashion-MNIST is not downloaded, because an untrusted configuration could name any folder; of
-    another LightningDataModule, `prepare_data` is called. A relative data.root is looked for in
-    the current folder, then in those that contain the run.
+    It is not downloaded, because an untrusted configuration could name any folder. A relative
+    data.root is looked for in the current folder, then in those that contain the run.
 
     Args:
         run: the run.
@@ -276,7 +275,7 @@ def open_data(run: Run, root: Path | None = None) -> "LightningDataModule":
         UserError: the configuration names no data, or the files are missing or damaged.
     """
     from fashion.data import download
-    from fashion.data.datamodule import FashionMNIST, from_config
+    from fashion.data.datamodule import from_config
 
     section = run.section("data", run.command("evaluate", "--trust"))
     if root is not None:
@@ -285,14 +284,11 @@ def open_data(run: Run, root: Path | None = None) -> "LightningDataModule":
         folders = (Path(), *run.folder.resolve().parents)
         found = (each / section["root"] for each in folders if (each / section["root"]).is_dir())
         section["root"] = str(next(found, section["root"]))
-    data: LightningDataModule = from_config(section, run.config.seed)
-    if isinstance(data, FashionMNIST):
-        if data.official:
-            download.verify(data.root)
-        else:
-            download.ensure_consistent(data.root, data.dataset)
+    data = from_config(section, run.config.seed)
+    if data.official:
+        download.verify(data.root)
     else:
-        data.prepare_data()
+        download.ensure_consistent(data.root, data.dataset)
     return data
 
 

@@ -75,8 +75,7 @@ def write_results(fit: Fit, metrics: Mapping[str, Any], evaluations: Sequence[Ev
     )
     if not fit.run.config.get("compile"):  # a compiled network cannot be traced
         write_graph(writer, fit.classifier.network)
-    if isinstance(fit.data, FashionMNIST):
-        write_training_images(writer, step, fit.data)
+    write_training_images(writer, step, fit.data)
     for evaluation in evaluations:
         write_evaluation(writer, step, fit.classifier, evaluation)
     writer.close()  # Lightning has closed the one before, of training; each has a thread

@@ -136,7 +136,7 @@ class Run:
             UserError: its configuration does not say.
         """
         data = self.config.data
-        size = data.get("val_size")
+        size = data.get("val_size", 1)  # by default there is one
         if data.get("folds") is None and not isinstance(size, int):
             raise UserError(f"{self._config_file} has no number under data.val_size.")
         return data.get("folds") is not None or size > 0

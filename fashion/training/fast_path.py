@@ -79,7 +79,6 @@ def why_not(
     *,
     optimizer: Mapping[str, Any],
     scheduler: Mapping[str, Any] | None,
-    foreign_data: bool,
 ) -> str | None:
     """Return why the ordinary loop is used; "" if batches are too large to gain; None if it is not.
 
@@ -89,12 +88,9 @@ def why_not(
         callbacks: the configuration's.
         optimizer: its section.
         scheduler: section of a torch scheduler, or None.
-        foreign_data: whether the LightningDataModule is not ours.
     """
     if 2 * batch_size > IMAGES_AT_ONCE:
         return ""
-    if foreign_data:
-        return "a LightningDataModule of your own"
     if scheduler is not None:
         return f"scheduler={scheduler['_target_']}"
     return _of_flags(trainer) or _of_optimizer(optimizer) or _of_callbacks(callbacks)

@@ -72,7 +72,7 @@ class Fit:
 
     run: Run
     classifier: Classifier
-    data: Any
+    data: FashionMNIST
     trainer: pl.Trainer
     metrics: dict[str, Any]
 
@@ -113,12 +113,11 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
         if section and (validates or not _watches_validation(section))
     }
     reason = why_not(
-        getattr(data, "batch_size", 0),
+        data.batch_size,
         plain["trainer"] | {"devices": processes(plain["trainer"])},
         [*configured.values(), *callbacks],
         optimizer=plain["optimizer"],
         scheduler=plain["scheduler"],
-        foreign_data=not isinstance(data, FashionMNIST),
     )
     classifier = _classifier(plain, data, chunked=reason is None)
     if config.init_from and not run.last_checkpoint.exists():
@@ -196,7 +195,7 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
 def _threads(
     trainer: pl.Trainer,
     classifier: Classifier,
-    data: Any,
+    data: FashionMNIST,
     plain: Mapping[str, Any],
     earlier: dict[str, Any],
 ) -> int:
@@ -280,27 +279,28 @@ def _augmentation(plain: Mapping[str, Any]) -> Any:
     return section and build("augmentation", section, offered=sizes, inside=sizes)
 
 
-def _classifier(plain: dict[str, Any], data: Any, *, chunked: bool) -> Classifier:
+def _classifier(plain: dict[str, Any], data: FashionMNIST, *, chunked: bool) -> Classifier:
     """Build the classifier; if `chunked`, the one that takes several batches per call."""
     trainer = plain["trainer"]
     epochs = trainer.get("max_epochs") or -1
-    options: dict[str, Any] = {}
-    if isinstance(data, FashionMNIST):
-        limit = trainer.get("overfit_batches") or trainer.get("limit_train_batches")
-        batches = data.steps
-        if isinstance(limit, float):
-            batches = int(batches * limit)
-        elif limit is not None:
-            batches = min(batches, limit)
-        per_epoch = -(-batches // trainer.get("accumulate_grad_batches", 1))
-        steps = epochs * per_epoch if epochs > 0 else -1
-        if (most := trainer.get("max_steps", -1)) > 0 and (steps < 0 or most < steps):
-            steps = most
-        options["steps"] = (steps, per_epoch, batches)
-        counts = torch.bincount(data.train.labels, minlength=len(data.classes))
-        options |= {"class_counts": counts.tolist(), "classes": data.classes}
-        options["resolution"] = data.resolution
-        data.chunked = chunked
+    limit = trainer.get("overfit_batches") or trainer.get("limit_train_batches")
+    batches = data.steps
+    if isinstance(limit, float):
+        batches = int(batches * limit)
+    elif limit is not None:
+        batches = min(batches, limit)
+    per_epoch = -(-batches // trainer.get("accumulate_grad_batches", 1))
+    steps = epochs * per_epoch if epochs > 0 else -1
+    if (most := trainer.get("max_steps", -1)) > 0 and (steps < 0 or most < steps):
+        steps = most
+    counts = torch.bincount(data.train.labels, minlength=len(data.classes))
+    options: dict[str, Any] = {
+        "steps": (steps, per_epoch, batches),
+        "class_counts": counts.tolist(),
+        "classes": data.classes,
+        "resolution": data.resolution,
+    }
+    data.chunked = chunked
     if chunked:
         options["batch_size"] = data.batch_size
     return (ChunkedClassifier if chunked else Classifier)(
@@ -327,13 +327,13 @@ def _start_from(classifier: Classifier, folder: str, *, trust: bool) -> None:
     classifier.load_state_dict(fitting, strict=False)
 
 
-def _refuse_small_batches(classifier: Classifier, data: Any, trainer: Mapping[str, Any]) -> None:
+def _refuse_small_batches(
+    classifier: Classifier, data: FashionMNIST, trainer: Mapping[str, Any]
+) -> None:
     """Raise UserError if the last batch has too few images.
 
     A dense layer's batch normalization needs two, and each network of an ensemble one.
     """
-    if not isinstance(data, FashionMNIST):
-        return
     modules = list(classifier.network.modules())
     members = max((len(each.members) for each in modules if isinstance(each, Ensemble)), default=0)
     normalizes = any(isinstance(module, nn.BatchNorm1d) for module in modules)
@@ -377,7 +377,7 @@ def _notes(number: int, reason: str | None) -> list[str]:
 def _heading(
     classifier: Classifier,
     optimizer: torch.optim.Optimizer,
-    data: Any,
+    data: FashionMNIST,
     trainer: pl.Trainer,
     notes: Sequence[str],
 ) -> str:
@@ -392,9 +392,8 @@ def _heading(
         f"cpu, {count} thread{'s' * (count != 1)}" if device == "cpu" else device,
         str(trainer.precision),
     ]
-    if isinstance(data, FashionMNIST):
-        what.append(f"batch {data.batch_size}")
-        where.insert(0, f"{len(data.train):,} training, {len(data.val):,} validation images")
+    what.append(f"batch {data.batch_size}")
+    where.insert(0, f"{len(data.train):,} training, {len(data.val):,} validation images")
     return "\n".join([", ".join(what), ", ".join(where), *notes])
 
 

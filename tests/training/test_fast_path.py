@@ -34,7 +34,6 @@ def reason(
     *callbacks: Callback,
     optimizer: str = "fashion.training.optimizers.adam",
     scheduler: dict[str, Any] | None = None,
-    foreign_data: bool = False,
     **flags: Any,
 ) -> str | None:
     trainer = DEFAULTS | flags
@@ -44,7 +43,6 @@ def reason(
         callbacks,
         optimizer={"_target_": optimizer},
         scheduler=scheduler,
-        foreign_data=foreign_data,
     )
 
 
@@ -81,7 +79,6 @@ def test_other_reasons() -> None:
     assert reason(32, optimizer="torch.optim.RAdam") is None
     assert reason(32, optimizer="torch.optim.LBFGS") == "optimizer=torch.optim.LBFGS"
     assert reason(32, StochasticWeightAveraging(0.1)) == "StochasticWeightAveraging"
-    assert reason(foreign_data=True) == "a LightningDataModule of your own"
     assert (reason(128), reason(129)) == (None, "")  # no gain: nothing to say
 
 
