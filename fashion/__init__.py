@@ -33,7 +33,8 @@ def fit(*overrides: str) -> "Run":
             a run.
 
     Returns:
-        The run: its folder, metrics, history and predictions.
+        The run: its folder, metrics, history and predictions. Of a dry run
+        (`trainer.fast_dev_run`) nothing is kept.
 
     Raises:
         UserError: an override is wrong, the data cannot be read, or the folder cannot be written.

@@ -78,6 +78,7 @@ SETTINGS: dict[str, Any] = {
     "name": str,
     "sweep": str,
 }
+BEST = "fashion.training.checkpoints.BestCheckpoint"
 # The metrics of a split that every evaluation writes, beside those per class.
 OWN_METRICS = (
     *(f"acc{tta}{end}" for tta in ("", "_hflip", "_shift") for end in ("", "_low", "_high")),
@@ -583,6 +584,12 @@ def check_run(config: Any) -> None:
                 f"{key} = {shown(plain[key])}: it names a folder below logs/, and must not contain "
                 "slashes or be empty."
             )
+    best = plain["callbacks"].get("best")
+    if best and best.get("_target_") != BEST:
+        raise UserError(
+            f"callbacks.best._target_ = {best.get('_target_')}: the run reports the checkpoint of "
+            f"{BEST}; another callback is added as +callbacks.NAME."
+        )
     if taken := sorted({*plain["metrics"]} & {*OWN_METRICS}):
         raise UserError(
             f"metrics.{taken[0]}: every evaluation computes a metric of this name; choose another."

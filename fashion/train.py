@@ -324,7 +324,8 @@ def _summarize(run: "Run") -> None:
         f"{metrics['images_per_second']:,.0f} images per second"
     )
     if HydraConfig.get().mode == RunMode.RUN:
-        lines += [f"Run folder {run.folder}", "Next:", f"  {run.command('evaluate')}"]
+        split = () if run.validates else ("--split", "test")
+        lines += [f"Run folder {run.folder}", "Next:", f"  {run.command('evaluate', *split)}"]
         if any(run.folder.glob("events.out.tfevents.*")):
             lines.append(f"  {shlex.join(['tensorboard', '--logdir', str(run.folder.parent)])}")
     else:

@@ -54,12 +54,12 @@ FLAGS = (
 REPORT_SIZE, SEARCH_SIZE = (1200, 1290), (1200, 1480)  # pixels
 SCREENSHOT_COLORS = 128  # of the palette: keeps the file below 300 kB
 PHOTOGRAPHED = ("Coat", "Sneaker", "Bag")
-# Published test accuracies; results/README.md says how each was measured.
+# Published accuracies; results/README.md says how each was measured. The deck's is of validation.
 PEERS = {
     "ResNet-20 + random erasing, 300 epochs: 95.55 %": 0.9555,
-    "fast.ai, 4.9 M parameters, 20 epochs: 94.3 %": 0.943,
+    "fast.ai, 4.9 M parameters, 20 epochs (chosen on the test set): 94.3 %": 0.943,
     "two convolutions, augmented (cmasch): 93.4 %": 0.934,
-    "the deck: 90 %": 0.90,
+    "the deck (validation): 90 %": 0.90,
 }
 
 

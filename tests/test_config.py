@@ -67,6 +67,7 @@ BAD = {
     "optimizer={_target_:torch.optim.RAdam,lr:0.1,warmup:2}": "optimizer.warmup = 2: input shoul",
     "scheduler={_target_:torch.optim.lr_scheduler.StepLR,interval:steps}": "interval = steps: inpu",
     "+metrics.f1={_target_:torchmetrics.F1Score}": "metrics.f1: every evaluation computes",
+    "callbacks.best._target_=lightning.pytorch.callbacks.ModelCheckpoint": "+callbacks.NAME",
     "~optimizer": "optimizer is missing.",
     "~optimizer.lr": "optimizer.lr is missing.",
     "model=custom": f"{N}._target_: there is no value; set it with KEY=VALUE.",

@@ -256,7 +256,7 @@ def test_benchmark_and_overhead() -> None:
     rows = table(text, "table: benchmark")[1:]
     kinds = ("bare", "fp32", "one", "ordinary", "plain", "usual", "keras")
     for kind, (_, *cells) in zip(kinds, rows, strict=True):
-        for network, cell in zip(("literal", "pooled", "cnn", "record"), cells, strict=True):
+        for network, cell in zip(speeds, cells, strict=True):
             ratios = sorted(
                 ours / other
                 for ours, other in zip(

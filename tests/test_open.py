@@ -267,9 +267,9 @@ def test_a_threshold_says_so(train: Command) -> None:
 
 
 def test_a_network_of_ones_own(train: Command, command: Command) -> None:
-    run = finished(
-        train("run", "model.network._target_=mine.Net", "+model.network.width=[9]"), "run"
-    )
+    done = train("run", "model.network._target_=mine.Net", "+model.network.width=[9]")
+    assert "\n  python -m fashion.evaluate run --trust\n" in done.out
+    run = finished(done, "run")
     assert run.metrics["parameters"] == 784 * 9 + 9 + 90 + 10
     refused = command("evaluate", "run")
     assert "builds model.network._target_ = mine.Net, which can run any code" in refused.err

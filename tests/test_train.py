@@ -376,6 +376,7 @@ def test_half_the_bits(train: Command, tmp_path: Path) -> None:
 def test_training_on_everything(train: Command, tmp_path: Path) -> None:
     refused(train("a", "data.val_size=0"), "data.val_size = 0", "callbacks.early_stopping=null")
     done = train("b", "data.val_size=0", "callbacks.early_stopping=null", "trainer.max_epochs=2")
+    assert f"fashion.evaluate {tmp_path}/b --split test\n" in done.out
     assert done.status == 0, done.err
     assert "Validation" not in done.out
     run = Run(tmp_path / "b")

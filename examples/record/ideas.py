@@ -50,13 +50,13 @@ class Rectangles(Ending):
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         for _ in range(self.count if self.active else 0):
-            count, size = images.shape[:2]
-            area = size**2 * torch.empty(count).uniform_(0.02, self.largest)
+            (count, size), device = images.shape[:2], images.device
+            area = size**2 * torch.empty(count, device=device).uniform_(0.02, self.largest)
             bound = math.log(self.ratio)
-            stretch = torch.empty(count).uniform_(-bound, bound).exp().sqrt()
+            stretch = torch.empty(count, device=device).uniform_(-bound, bound).exp().sqrt()
             height, width = area.sqrt() * stretch, area.sqrt() / stretch
             erased = boxes(size, height, width)
-            chosen = torch.rand(count) < self.probability
+            chosen = torch.rand(count, device=device) < self.probability
             images = images.masked_fill(erased & chosen[:, None, None], 0)
         return images, labels
 
@@ -87,10 +87,11 @@ class Mixup(Ending):
         targets = functional.one_hot(labels, self.num_classes).float()
         if not self.active:
             return images, targets
-        count = len(images)
-        order = torch.randperm(count)
-        fraction = torch._sample_dirichlet(torch.full((count, 2), self.alpha))[:, :1]  # noqa: SLF001
-        fraction *= torch.rand(count, 1) < self.probability
+        count, device = len(images), images.device
+        order = torch.randperm(count, device=device)
+        concentrations = torch.full((count, 2), self.alpha, device=device)
+        fraction = torch._sample_dirichlet(concentrations)[:, :1]  # noqa: SLF001
+        fraction *= torch.rand(count, 1, device=device) < self.probability
         mixed = torch.lerp(images.float(), images[order].float(), fraction[..., None])
         return mixed, torch.lerp(targets, targets[order], fraction)
 
@@ -100,9 +101,9 @@ def boxes(size: int, height: Tensor, width: Tensor) -> Tensor:
 
     def line(length: Tensor) -> Tensor:
         length = length.round().clamp(max=size)
-        first = (torch.rand(len(length)) * (size - length + 1)).floor()[:, None]
-        pixels = torch.arange(size)
-        return (pixels >= first) & (pixels < first + length[:, None])
+        first = (torch.rand(len(length), device=length.device) * (size - length + 1)).floor()
+        pixels = torch.arange(size, device=length.device)
+        return (pixels >= first[:, None]) & (pixels < (first + length)[:, None])
 
     return line(height)[:, :, None] & line(width)[:, None, :]
 
@@ -119,10 +120,10 @@ class Affine:
         self.degrees, self.scale = degrees, scale
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        count = len(images)
-        angle = torch.empty(count).uniform_(-self.degrees, self.degrees).deg2rad()
-        sides = 1 + torch.empty(2, count).uniform_(-self.scale, self.scale)
-        zero = torch.zeros(count)
+        count, device = len(images), images.device
+        angle = torch.empty(count, device=device).uniform_(-self.degrees, self.degrees).deg2rad()
+        sides = 1 + torch.empty(2, count, device=device).uniform_(-self.scale, self.scale)
+        zero = torch.zeros(count, device=device)
         rows = [
             torch.stack([angle.cos() * sides[0], -angle.sin() * sides[0], zero], 1),
             torch.stack([angle.sin() * sides[1], angle.cos() * sides[1], zero], 1),
@@ -158,5 +159,5 @@ class _DropPath(nn.Module):
         y: Tensor = self.branch(x)
         if not self.training or not self.fraction:
             return y
-        kept = torch.rand(len(x), 1, 1, 1) >= self.fraction
+        kept = torch.rand(len(x), 1, 1, 1, device=x.device) >= self.fraction
         return x + (y - x) * kept / (1 - self.fraction)

@@ -72,6 +72,9 @@ def data_folder(root: str, dataset: str = "FashionMNIST", base: str | None = Non
 
     A path that leads one or two levels too deep (DATA/FashionMNIST, DATA/FashionMNIST/raw) is
     understood: taken literally, it would be filled with a second copy of the data.
+
+    Raises:
+        UserError: `~` names a user that does not exist.
     """
     path = Path(base or Path.cwd()) / at_home(root)
     if path.name == "raw" and path.parent.name == dataset:

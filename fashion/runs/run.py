@@ -184,6 +184,9 @@ class Run:
     def metrics(self) -> dict[str, Any]:
         """The content of metrics.json; indexing it with a missing key raises UserError.
 
+        "seconds" is the duration of the training, validation included; "val/acc" and other keys
+        with a slash are of one split (docs/evaluation.md).
+
         Raises:
             UserError: the run is unfinished, or the file is broken.
         """
@@ -192,6 +195,9 @@ class Run:
     @property
     def history(self) -> dict[str, list[float]]:
         """Columns of history.csv, one value or NaN per epoch; empty if there is no file.
+
+        "epoch" (from 1), "step", "lr" at the epoch's start, "seconds" of training without
+        validation, and "train/loss", "val/acc" and so on, accuracies 0..1.
 
         Raises:
             UserError: the file is broken.
@@ -217,7 +223,9 @@ class Run:
         self.write_text("metrics.json", json.dumps(metrics, indent=2) + "\n")
 
     def predictions(self, split: str, tta: str = "none") -> Predictions:
-        """Return what `write_predictions` wrote for "val" or "test".
+        """Return what `write_predictions` wrote for "val" or "test" and `tta`.
+
+        `tta` is "none", "hflip" or "shift".
 
         Raises:
             UserError: the file is missing or broken.
@@ -391,8 +399,15 @@ class Run:
         (self.folder / ".lock").unlink(missing_ok=True)
 
     def command(self, name: str, *arguments: str) -> str:
-        """Return a command about this run that can be pasted into a shell."""
-        return shlex.join(["python", "-m", f"fashion.{name}", str(self.folder), *arguments])
+        """Return a command about this run that can be pasted into a shell; it trusts the run."""
+        trust = ["--trust"] if self._foreign and "--trust" not in arguments else []
+        return shlex.join(["python", "-m", f"fashion.{name}", str(self.folder), *arguments, *trust])
+
+    @property
+    def _foreign(self) -> bool:
+        """Whether building the run needs trust."""
+        content: Any = OmegaConf.to_container(self.config)
+        return bool(untrusted.foreign_targets(content))
 
     @property
     def resume_command(self) -> str:
@@ -400,8 +415,7 @@ class Run:
         folder = str(self.folder)
         if not re.fullmatch(r"[\w/.-]+", folder):  # a comma alone would make a grid of it
             folder = '"' + folder.replace('"', r"\"") + '"'
-        content: Any = OmegaConf.to_container(self.config)
-        trust = ["trust=true"] if untrusted.foreign_targets(content) else []
+        trust = ["trust=true"] if self._foreign else []
         return shlex.join(["python", "-m", "fashion.train", f"resume={folder}", *trust])
 
     def same_configuration(self, config: DictConfig) -> bool:

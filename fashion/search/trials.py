@@ -103,7 +103,7 @@ class Trials:
 
     @property
     def gain_of_second_half(self) -> float | None:
-        """The increase of the best value by the second half of the finished trials, or None.
+        """The increase of the best value (0..1) by the second half of the finished trials, or None.
 
         As many trials again can be expected to increase it by about as much, or less: doubling the
         number of draws raises their maximum by a constant if the tail is exponential (the Gumbel

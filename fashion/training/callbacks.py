@@ -31,7 +31,8 @@ class StopEarly(EarlyStopping):
         monitor: the metric that must improve.
         mode: whether higher or lower is better.
         patience: stop after so many validations without improvement.
-        min_delta: a smaller change is no improvement.
+        min_delta: a smaller change, in the metric's own unit, is no improvement: 0.001 of val/acc
+            is 0.1 percentage points.
         warmup_epochs: epochs at the start that are ignored, as during a learning-rate warmup.
 
     Raises:

@@ -42,7 +42,7 @@ class CrossEntropy(nn.Module):
     Targets are labels (batch,) or probabilities (batch, classes).
 
     Args:
-        class_counts: training images of each class.
+        class_counts: training images of each class; without them "balanced" means no weights.
         label_smoothing: fraction of each label that is spread evenly over the classes, in training.
         class_weights: "balanced" (inversely proportional to the class's number of images), one
             number per class, or None.
@@ -120,6 +120,7 @@ class Classifier(pl.LightningModule):
         self.save_hyperparameters(
             plain
             | {"classes": list(classes), "resolution": resolution}
+            | {"class_counts": list(class_counts)}
             | {"metrics": _plain_metrics(metrics or {})},
             logger=False,
         )
@@ -367,14 +368,17 @@ class Classifier(pl.LightningModule):
     ) -> Float[Tensor, "n classes"]:
         """Return class probabilities of raw images, in their order: the softmax of the logits.
 
+        They are on the CPU, and without the temperature that fashion.predict and exported files
+        apply. The classifier is set to evaluation mode.
+
         Args:
             images: (n, 28, 28), uint8, 0..255; or floats whose `value_range` is declared.
             value_range: (0, 1) or (0, 255), for floats: their values do not tell which, and the
                 wrong one gives wrong predictions without an error.
 
         Raises:
-            UserError: the shape or the dtype is another one, `value_range` is not declared, or a
-                value lies outside it.
+            UserError: the shape or the dtype is another one, `value_range` is not declared, a
+                value lies outside it, or the predictions are not finite.
         """
         if not isinstance(images, Tensor):
             images = torch.from_numpy(np.array(images))  # a copy: the array may be read-only

@@ -166,6 +166,9 @@ class Muon(torch.optim.AdamW):
 
     torch.optim.Muon takes 2-D parameters alone, one matrix at a time, and always computes in
     bfloat16; here the precision is that of the parameters.
+
+    Args: those of torch.optim.AdamW. A group with "momentum" (0 to 1) holds kernels of four
+    dimensions alone.
     """
 
     @torch.no_grad()
@@ -183,6 +186,8 @@ class Muon(torch.optim.AdamW):
     def _orthogonal_step(self, group: dict[str, Any]) -> None:
         same_shape: dict[torch.Size, list[nn.Parameter]] = {}
         for kernel in group["params"]:
+            if kernel.grad is None:  # frozen, or not used
+                continue
             same_shape.setdefault(kernel.flatten(1).shape, []).append(kernel)
         for kernels in same_shape.values():
             steps = [self._momentum(kernel, group["momentum"]).flatten(1) for kernel in kernels]
@@ -192,7 +197,7 @@ class Muon(torch.optim.AdamW):
                 kernel.grad = None  # so that AdamW skips it
 
     def _momentum(self, kernel: nn.Parameter, momentum: float) -> Tensor:
-        assert kernel.grad is not None  # noqa: S101 - every kernel takes part in every step
+        assert kernel.grad is not None  # noqa: S101
         state = self.state[kernel]
         if not state:
             state["step"] = torch.zeros(())  # AdamW needs it when a state is loaded

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import yaml
 from conftest import composed
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +39,14 @@ class Draws:
     def suggest_categorical(self, name: str, choices: tuple[Any, ...]) -> Any:
         self.asked[name] = choices
         return choices[self.random.integers(len(choices))]
+
+
+def test_the_space_that_the_page_shows() -> None:
+    text = (CONF.parent / "docs/search.md").read_text(encoding="utf-8")
+    block = text.partition("```yaml\n")[2].partition("```")[0]
+    space = Space.parse(yaml.safe_load(block), training("model=best", "model.network.conv=[64]"))
+    assert "model.network.negative_slope" in block
+    assert space
 
 
 def training(*overrides: str) -> DictConfig:

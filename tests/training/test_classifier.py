@@ -345,6 +345,7 @@ def test_a_run_s_classifier(run: Run) -> None:
     for name, weight in classifier.state_dict().items():
         assert torch.equal(weight, weights[name])
     again = Classifier.load_from_checkpoint(run.best_checkpoint)
+    assert sum(again.hparams["class_counts"]) == 300  # by which "balanced" weights
     assert not again.training
     images = torch.randint(0, 256, (5, 28, 28), dtype=torch.uint8)
     assert torch.equal(again(images), classifier(images))

@@ -291,6 +291,16 @@ def test_muon_continues_from_what_it_saved() -> None:
         assert torch.equal(found, expected)
 
 
+def test_muon_leaves_kernels_without_a_gradient_alone() -> None:
+    network = small_network()
+    optimizer = muon(network)
+    gradients(network, 0)
+    kernel = next(parameter for parameter in network.parameters() if parameter.ndim == 4)
+    before, kernel.grad = kernel.detach().clone(), None
+    optimizer.step()
+    assert torch.equal(kernel, before)
+
+
 def test_muon_leaves_frozen_kernels_alone() -> None:
     network = small_network()
     frozen = next(network.parameters()).requires_grad_(False)  # noqa: FBT003
