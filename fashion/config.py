@@ -159,7 +159,7 @@ def check(
         if key == "trainer" and not is_ours(section["_target_"]):
             found += _violations("trainer.", section, TRAINER, complete=False, closed=False)
         for name, types in ("optimizer", OPTIMIZER), ("scheduler", SCHEDULER):
-            if key == name:
+            if key == name and not is_ours(section["_target_"]):
                 found += _violations(f"{key}.", section, types, complete=False, closed=False)
         if not is_ours(section["_target_"]):
             continue

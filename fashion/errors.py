@@ -69,6 +69,10 @@ def cli_errors() -> Iterator[None]:
         with signals_raise():
             try:
                 yield
+            except (Exception, Interrupted):
+                with contextlib.suppress(OSError):  # which would hide this one
+                    sys.stdout.flush()
+                raise
             finally:
                 sys.stdout.flush()  # now, when an error can still be told
     except Interrupted as interrupted:

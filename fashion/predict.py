@@ -158,7 +158,7 @@ def make_detector(run: Run, classifier: "Classifier", root: Path | None) -> "Det
             return Detector(classifier, data.train, data.val)
     except ValueError:  # weights that are not finite: `predict` raises an error
         return None
-    except (UserError, AttributeError) as error:  # other data may have no `val.images`
+    except UserError as error:
         print(
             f"note: photos unlike the run's data are not recognized, for want of its validation "
             f"images (--data DIR): {error}",

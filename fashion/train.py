@@ -241,10 +241,12 @@ def _run_of_grid(config: DictConfig, run: "Run") -> "Run":
         )
     if config.test:
         raise UserError("test = true: a grid is for choosing, which never reads the test set.")
-    if not schema.in_one_process(OmegaConf.to_container(config.trainer)):  # type: ignore[arg-type]
+    trainer: Any = OmegaConf.to_container(config.trainer, resolve=True)
+    if not schema.in_one_process(trainer):
         raise UserError(
-            f"trainer.devices = {config.trainer.devices}: Lightning starts the other processes by "
-            "the same command line, and each would begin the grid anew. Start such runs one by one."
+            f"trainer.devices = {trainer.get('devices', 1)}, trainer.num_nodes = "
+            f"{trainer.get('num_nodes', 1)}: Lightning would start other processes by the same "
+            "command line, and each would begin the grid anew. Start such runs one by one."
         )
     if run.finished:
         if not run.same_configuration(config):
@@ -265,7 +267,8 @@ def _rank(trainer: DictConfig) -> int:
     Raises:
         UserError: it is one of several processes, and the training is to run in one.
     """
-    several = not schema.in_one_process(OmegaConf.to_container(trainer))  # type: ignore[arg-type]
+    flags: Any = OmegaConf.to_container(trainer, resolve=True)
+    several = not schema.in_one_process(flags)
     if several and int(os.environ.get("SLURM_NTASKS") or 1) > 1:
         return int(os.environ.get("SLURM_PROCID") or 0)
     rank = int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)
@@ -311,6 +314,7 @@ def _named(hydra_config: Any) -> bool:
 
 def _summarize(run: "Run") -> None:
     from fashion.report.evaluation import summary
+    from fashion.runs.untrusted import foreign_targets
 
     metrics = run.metrics
     report = run.folder / "report.html"
@@ -324,8 +328,10 @@ def _summarize(run: "Run") -> None:
         f"{metrics['images_per_second']:,.0f} images per second"
     )
     if HydraConfig.get().mode == RunMode.RUN:
-        split = () if run.validates else ("--split", "test")
-        lines += [f"Run folder {run.folder}", "Next:", f"  {run.command('evaluate', *split)}"]
+        built: Any = {key: OmegaConf.to_container(run.config[key]) for key in ("data", "model")}
+        options = [] if run.validates else ["--split", "test"]
+        options += ["--trust"] if foreign_targets(built) else []
+        lines += [f"Run folder {run.folder}", "Next:", f"  {run.command('evaluate', *options)}"]
         if any(run.folder.glob("events.out.tfevents.*")):
             lines.append(f"  {shlex.join(['tensorboard', '--logdir', str(run.folder.parent)])}")
     else:

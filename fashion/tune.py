@@ -83,11 +83,14 @@ def checked(config: DictConfig) -> tuple[DictConfig, Space]:
             except UserError as error:
                 lines = [f"{section}.{line}" for line in str(error).splitlines()]
                 raise UserError("\n".join(lines)) from error
+    several = not schema.in_one_process(whole["trainer"])
+    nodes = whole["trainer"].get("num_nodes") or 1
     validates = config.data.get("val_size", 1) or config.data.get("folds") is not None
     for key, wrong, why in (
         ("test", config.test, "a search is for choosing, which never reads the test set."),
         ("resume", config.resume is not None, "a search continues by its own command."),
-        ("trainer.devices", not schema.in_one_process(whole["trainer"]), "a trial runs on one."),
+        ("trainer.devices", several and nodes == 1, "a trial runs on one."),
+        ("trainer.num_nodes", nodes != 1, "a trial runs on one."),
         ("trainer.fast_dev_run", whole["trainer"].get("fast_dev_run"), "a trial has a result."),
         ("data.val_size", not validates, "a search needs a validation set."),
     ):

@@ -65,7 +65,7 @@ from fashion.training.optimizers import configure
 from fashion.training.process import fit, hardware_precision, prepare_process, quieten
 
 BATCH_SIZE = 32  # the deck's
-# More than the clock lets pass; in a training of as few, augmentation would erase and mix nothing.
+# More than the clock lets pass; in a training of few, augmentation would erase and mix nothing.
 EPOCHS = 1000
 DEVICE, KERAS = "cpu", ""  # --device, --keras
 DECK = {"literal": 1, "pooled": 2}  # side of the pooling window

@@ -78,6 +78,13 @@ def test_training_on_a_dataloader_of_ones_own(tiny_data: Path) -> None:
     fitting.fit(classifier, DataLoader(train, 20, shuffle=True), DataLoader(val, 50))
     assert fitting.global_step == 3 * 15
     assert fitting.callback_metrics["val/acc"] > 0.8
+    limited = trainer(max_steps=4)  # the number of batches is not known when it begins
+    limited.fit(
+        Classifier(section("model.network", "model=cnn")),
+        DataLoader(train, 20),
+        DataLoader(val, 50),
+    )
+    assert limited.global_step == 4
 
 
 # fit and load.

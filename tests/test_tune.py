@@ -411,7 +411,8 @@ def test_what_the_search_was_given_is_in_the_winner_s_command(
         ("test=true", "never reads the test set"),
         ("data.val_size=0", "a search needs a validation set"),
         ("trainer.devices=2", "a trial runs on one"),
-        ("trainer.devices=auto", "a trial runs on one"),
+        ("trainer.devices=auto", "trainer.devices = auto: a trial runs on one"),
+        ("trainer.num_nodes=2", "trainer.num_nodes = 2: a trial runs on one"),
         ("trainer.fast_dev_run=true", "a trial has a result"),
         ("trials=0", "trials = 0: input should be greater than 0"),
         ("hours=-1", "hours = -1"),
@@ -443,6 +444,8 @@ def test_a_worker_s_command_has_its_number_among_the_overrides(
     monkeypatch.setattr("fashion.search.workers.task_overrides", lambda: given[:2])
     expected = [*given[:2], "worker=3", *given[2:]]
     assert workers._as_worker(given, 3) == expected  # noqa: SLF001
+    monkeypatch.setattr("fashion.search.workers.task_overrides", list)
+    assert workers._as_worker([], 3) == ["worker=3"]  # noqa: SLF001
 
 
 def test_a_database_that_goes_away_is_no_traceback(

@@ -180,7 +180,8 @@ def _augmented(augmentation: Augment, images: Tensor, labels: Tensor) -> Batch:
     try:
         augmented, targets = augmentation(images, labels)
     except Exception as error:
-        if isinstance(augmentation, Augmentation) or isinstance(error, UserError):
+        ours = isinstance(augmentation, Augmentation)
+        if ours or isinstance(error, UserError | torch.OutOfMemoryError):
             raise
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise UserError(
@@ -376,7 +377,7 @@ def from_config(section: dict[str, Any], seed: int = 0, augmentation: Any = None
     if not isinstance(data, FashionMNIST):
         raise UserError(
             f"data._target_ = {section['_target_']}: it is no FashionMNIST, whose split and "
-            "batches all commands use, nor a subclass of it. docs/extending.md has own data."
+            "batches all commands use, nor a subclass of it. Own data: see docs/extending.md."
         )
     return data
 

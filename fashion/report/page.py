@@ -172,7 +172,7 @@ def report(
         tiles=_tiles(evaluation, run_metrics),
         conclusions=conclusions(evaluation),
         epoch_chosen=epoch_chosen,
-        stopped_early=evaluation.split == "val" and "stopped" in run_metrics,
+        stopped_early=evaluation.split == "val" and ": val/" in run_metrics.get("stopped", ""),
         best_epoch=best_epoch,
         curves=_curves(history, best_epoch),
         counts=evaluation.counts.tolist(),

@@ -206,8 +206,16 @@ def _group(name: str, runs: list[Run], predictions: dict[Run, Predictions], spli
         labels = predictions[runs[0]].labels
         probabilities = np.stack([predictions[run].probabilities for run in runs])
         hits = probabilities.argmax(axis=2) == labels
-        several = len(folds) if len(folds) > 1 else 0
-        return Group(name, runs, labels, probabilities, hits.mean(axis=1).tolist(), several)
+        accuracies = hits.mean(axis=1).tolist()
+        if len(folds) < 2:  # noqa: PLR2004
+            return Group(name, runs, labels, probabilities, accuracies)
+        of_folds = [
+            float(
+                np.mean([a for a, run in zip(accuracies, runs, strict=True) if fold(run) == each])
+            )
+            for each in folds
+        ]
+        return Group(name, runs, labels, probabilities, of_folds, len(folds))
     for of_seed in by_seed.values():
         if sorted(of_seed) != folds:  # type: ignore[type-var]
             raise UserError(

@@ -366,17 +366,22 @@ class Run:
         if self._config_file.is_file() or not self.folder.is_dir():
             return
         # What a run that was killed while it began has left is no other's.
-        begun = (".lock", ".hydra", ".hydra/hydra.yaml", ".hydra/overrides.yaml")
-        found = (path.relative_to(self.folder) for path in self.folder.rglob("*"))
-        foreign = (
-            path for path in found if path.as_posix() not in begun and path.suffix != SCRATCH
-        )
-        if others := sorted({path.parts[0] for path in foreign}):
+        begun = {".lock", ".hydra"} if self._has_only_begun() else {".lock"}
+        if others := sorted({path.name for path in self.folder.iterdir()} - begun):
             shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")  # noqa: PLR2004
             raise UserError(
                 f"{self.folder} holds files that are not a run's ({shown}). They are left as they "
                 "are; choose an empty or a new folder with hydra.run.dir=FOLDER."
             )
+
+    def _has_only_begun(self) -> bool:
+        """Whether .hydra/ holds nothing but what `_begin` writes before the configuration."""
+        folder = self._config_file.parent
+        files = folder.iterdir() if folder.is_dir() else ()
+        return all(
+            path.name in ("hydra.yaml", "overrides.yaml") or path.suffix == SCRATCH
+            for path in files
+        )
 
     def _begin(self, config: DictConfig, hydra: Any) -> None:
         if hydra is not None and not self._config_file.is_file():
@@ -399,15 +404,8 @@ class Run:
         (self.folder / ".lock").unlink(missing_ok=True)
 
     def command(self, name: str, *arguments: str) -> str:
-        """Return a command about this run that can be pasted into a shell; it trusts the run."""
-        trust = ["--trust"] if self._foreign and "--trust" not in arguments else []
-        return shlex.join(["python", "-m", f"fashion.{name}", str(self.folder), *arguments, *trust])
-
-    @property
-    def _foreign(self) -> bool:
-        """Whether building the run needs trust."""
-        content: Any = OmegaConf.to_container(self.config)
-        return bool(untrusted.foreign_targets(content))
+        """Return a command about this run that can be pasted into a shell."""
+        return shlex.join(["python", "-m", f"fashion.{name}", str(self.folder), *arguments])
 
     @property
     def resume_command(self) -> str:
@@ -415,7 +413,8 @@ class Run:
         folder = str(self.folder)
         if not re.fullmatch(r"[\w/.-]+", folder):  # a comma alone would make a grid of it
             folder = '"' + folder.replace('"', r"\"") + '"'
-        trust = ["trust=true"] if self._foreign else []
+        content: Any = OmegaConf.to_container(self.config)
+        trust = ["trust=true"] if untrusted.foreign_targets(content) else []
         return shlex.join(["python", "-m", "fashion.train", f"resume={folder}", *trust])
 
     def same_configuration(self, config: DictConfig) -> bool:

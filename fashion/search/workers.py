@@ -67,7 +67,7 @@ def supervise(search: "Search") -> None:
 
 def _as_worker(arguments: list[str], number: int) -> list[str]:
     """Add `worker=number` to a command line, beside its overrides: Hydra takes one row of them."""
-    *_, last = task_overrides()
+    last = (task_overrides() or [""])[-1]
     place = arguments.index(last) + 1 if last in arguments else len(arguments)
     return [*arguments[:place], f"worker={number}", *arguments[place:]]
 

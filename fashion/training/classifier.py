@@ -205,7 +205,8 @@ class Classifier(pl.LightningModule):
         try:
             return self.criterion(logits, targets)
         except Exception as error:
-            if isinstance(self.criterion, CrossEntropy):
+            ours = isinstance(self.criterion, CrossEntropy)
+            if ours or isinstance(error, UserError | torch.OutOfMemoryError):
                 raise
             reason = (str(error).strip().splitlines() or ["no reason given"])[0]
             given = "labels (batch,)"
@@ -352,7 +353,8 @@ class Classifier(pl.LightningModule):
             total = int(self.trainer.estimated_stepping_batches)
             epochs = self.trainer.max_epochs or 1
             per_epoch = max(1, total // max(1, epochs))
-            self.steps = total, per_epoch, int(self.trainer.num_training_batches)
+            batches = self.trainer.num_training_batches  # infinite where it is not known yet
+            self.steps = total, per_epoch, int(batches) if math.isfinite(batches) else per_epoch
         steps, steps_per_epoch, batches_per_epoch = self.steps
         return configure(
             self.network,

@@ -544,6 +544,11 @@ def _environment(flags: Mapping[str, Any]) -> list[Any]:
         return [SLURMEnvironment(auto_requeue=False)]
     if several:
         return []
+    if rank := int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0):
+        raise UserError(
+            f"This process has rank {rank} of several (RANK, LOCAL_RANK), and trainer.devices = "
+            f"{flags.get('devices', 1)} means one here. Set it to the number of processes."
+        )
     alone = LightningEnvironment()
     alone.set_global_rank(0)  # Slurm's variables may have set another rank, which does not log
     return [alone]

@@ -249,9 +249,10 @@ def test_headline() -> None:
     assert "test report" in test.text[""]
     last = words(Page(page_of(epoch_chosen=False)).text["result"])
     assert "neither for training nor for choosing" in last
-    stopped = INPUTS["run_metrics"] | {"stopped": "stopped after 3 of 15 epochs"}
-    early = words(Page(page_of(epoch_chosen=False, run_metrics=stopped)).text["result"])
-    assert "ended early because of these images" in early
+    for why, because in (("", False), (": val/acc no better for 6", True)):
+        stopped = INPUTS["run_metrics"] | {"stopped": f"stopped after 3 of 15 epochs{why}"}
+        early = words(Page(page_of(epoch_chosen=False, run_metrics=stopped)).text["result"])
+        assert ("ended early because of these images" in early) == because
 
 
 def test_confusion_matrix_leads_to_the_mistakes() -> None:
