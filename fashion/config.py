@@ -127,6 +127,11 @@ def walk(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield from walk(child, path)
 
 
+def has_validation(data: Mapping[str, Any]) -> bool:
+    """Return whether a `data` section leaves images for validation; by default it does."""
+    return data.get("folds") is not None or bool(data.get("val_size", 1))
+
+
 def in_one_process(trainer: Mapping[str, Any]) -> bool:
     """Return whether the Trainer's flags surely train in a single process."""
     devices = trainer.get("devices", 1)
@@ -595,8 +600,7 @@ def check_run(config: Any) -> None:
             f"metrics.{taken[0]}: every evaluation computes a metric of this name; choose another."
         )
     data = plain["data"]
-    validates = data.get("folds") is not None or data.get("val_size", 1)
-    if not validates and plain["callbacks"].get("early_stopping"):
+    if not has_validation(data) and plain["callbacks"].get("early_stopping"):
         raise UserError(
             "data.val_size = 0 leaves no validation set to stop early on: add "
             "callbacks.early_stopping=null, or hold images out."

@@ -85,14 +85,17 @@ def checked(config: DictConfig) -> tuple[DictConfig, Space]:
                 raise UserError("\n".join(lines)) from error
     several = not schema.in_one_process(whole["trainer"])
     nodes = whole["trainer"].get("num_nodes") or 1
-    validates = config.data.get("val_size", 1) or config.data.get("folds") is not None
     for key, wrong, why in (
         ("test", config.test, "a search is for choosing, which never reads the test set."),
         ("resume", config.resume is not None, "a search continues by its own command."),
         ("trainer.devices", several and nodes == 1, "a trial runs on one."),
         ("trainer.num_nodes", nodes != 1, "a trial runs on one."),
         ("trainer.fast_dev_run", whole["trainer"].get("fast_dev_run"), "a trial has a result."),
-        ("data.val_size", not validates, "a search needs a validation set."),
+        (
+            "data.val_size",
+            not schema.has_validation(config.data),
+            "a search needs a validation set.",
+        ),
     ):
         if wrong:
             raise UserError(f"{key} = {OmegaConf.select(config, key)}: {why}")

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float32, Int64
 from omegaconf import DictConfig, OmegaConf
 
-from fashion.config import METADATA_KEYS
+from fashion.config import METADATA_KEYS, has_validation
 from fashion.errors import UserError
 from fashion.runs import untrusted
 from fashion.runs.files import SCRATCH, atomic_write
@@ -136,10 +136,9 @@ class Run:
             UserError: its configuration does not say.
         """
         data = self.config.data
-        size = data.get("val_size", 1)  # by default there is one
-        if data.get("folds") is None and not isinstance(size, int):
+        if data.get("folds") is None and not isinstance(data.get("val_size", 1), int):
             raise UserError(f"{self._config_file} has no number under data.val_size.")
-        return data.get("folds") is not None or size > 0
+        return has_validation(data)
 
     @cached_property
     def config(self) -> DictConfig:
