@@ -275,7 +275,7 @@ def test_another_data_set_in_the_same_format(tmp_path: Path) -> None:
 
 
 def test_a_data_section_that_is_no_datamodule() -> None:
-    with pytest.raises(UserError, match=r"data\._target_ = builtins\.dict: it is no LightningData"):
+    with pytest.raises(UserError, match=r"data\._target_ = builtins\.dict: it is no FashionMNIST"):
         from_config({"_target_": "builtins.dict"})
 
 
