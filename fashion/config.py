@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from fashion.errors import UserError, did_you_mean
+from fashion.errors import UserError, did_you_mean, first_line
 
 _BESIDE = Path(__file__).parent
 CONF = next(
@@ -343,7 +343,7 @@ def build(
     except UserError as error:
         raise error if key in str(error) else UserError(f"{key}: {error}") from error
     except Exception as error:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        reason = first_line(error)
         raise UserError(
             f"{key}: {section['_target_']} raised {type(error).__name__}: {reason}"
         ) from error

@@ -311,6 +311,11 @@ def _known_keys() -> Iterator[str]:
             yield key if group in (".", "experiment") else f"{group}.{key}"
 
 
+def first_line(error: BaseException, empty: str = "no reason given") -> str:
+    """Return the first line of an exception's text, or `empty` if it has none."""
+    return (str(error).strip().splitlines() or [empty])[0]
+
+
 def message(error: BaseException) -> str:
     """Return an exception's text, followed by its notes (`add_note`)."""
     text = str(error) or type(error).__name__

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fashion.errors import UserError, cli_errors
+from fashion.errors import UserError, cli_errors, first_line
 from fashion.runs.files import atomic_write, refuse_existing
 from fashion.runs.run import Run
 
@@ -122,7 +122,7 @@ def export(run: Run, path: Path) -> tuple[float, int, str]:
     except UserError:
         raise
     except Exception as error:  # the exporters raise nearly anything about a foreign network
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error, type(error).__name__)
         name = type(classifier.network).__name__
         raise UserError(f"{name} cannot be converted to {path.suffix}: {reason}") from error
     expected = apply_temperature(predict_probabilities(classifier, images).numpy(), temperature)

@@ -17,7 +17,7 @@ from torch import Tensor
 from fashion.config import Folds, NonNegativeInt, PositiveInt, Seed, build, check_sizes
 from fashion.data import CLASSES, download
 from fashion.data.augmentation import Augment, Augmentation, per_image
-from fashion.errors import UserError
+from fashion.errors import UserError, first_line
 
 # Mean and standard deviation of Fashion-MNIST's training pixels after scaling to 0..1.
 MEAN, STD = 0.2860, 0.3530
@@ -183,7 +183,7 @@ def _augmented(augmentation: Augment, images: Tensor, labels: Tensor) -> Batch:
         ours = isinstance(augmentation, Augmentation)
         if ours or isinstance(error, UserError | torch.OutOfMemoryError):
             raise
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        reason = first_line(error)
         raise UserError(
             f"augmentation: it raised {type(error).__name__} for uint8 images "
             f"{tuple(images.shape)}: {reason}"

@@ -76,7 +76,7 @@ def refuse_links(folder: Path) -> None:
     Raises:
         UserError: a file in `folder` is a link to somewhere else.
     """
-    inside = Path(os.path.realpath(folder))  # unlike Path.resolve, it raises for no loop of links
+    inside = Path(os.path.realpath(folder))  # Path.resolve raises where links form a loop
     for path in folder.rglob("*"):
         ours = not path.relative_to(folder).match("wandb/*/logs/debug-core.log")
         if not (ours and path.is_symlink()):

@@ -43,7 +43,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from fashion.config import task_overrides, walk
-from fashion.errors import UserError
+from fashion.errors import UserError, first_line
 from fashion.runs.run import BusyError, Run, without_metadata
 from fashion.search.space import Space, Value
 from fashion.search.trials import ATTEMPTS, MOST_KILLS, REASON, Limits, Trials, describe
@@ -535,4 +535,4 @@ def _run_trial(
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
+    return first_line(error, type(error).__name__)[:500]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from fashion.errors import UserError, innermost
+from fashion.errors import UserError, first_line, innermost
 from fashion.report.metrics import percent
 
 # Attributes of a trial. ATTEMPTS: one entry per process that has worked on it, [epochs finished
@@ -162,7 +162,7 @@ def failure(trial: FrozenTrial) -> str:
 def describe(error: BaseException) -> str:
     """Return an exception in one line, the same for all failures of one kind."""
     error = innermost(error)
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
+    text = first_line(error, type(error).__name__)[:500]
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text:
         return f"out of memory: {text}"
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

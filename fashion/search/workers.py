@@ -66,7 +66,7 @@ def supervise(search: "Search") -> None:
 
 
 def _as_worker(arguments: list[str], number: int) -> list[str]:
-    """Add `worker=number` to a command line, beside its overrides: Hydra takes one row of them."""
+    """Add `worker=number` beside the overrides of a command line: Hydra wants them in one piece."""
     last = (task_overrides() or [""])[-1]
     place = arguments.index(last) + 1 if last in arguments else len(arguments)
     return [*arguments[:place], f"worker={number}", *arguments[place:]]

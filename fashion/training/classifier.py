@@ -25,7 +25,7 @@ from fashion.data.datamodule import (
     normalize,
     reduce_resolution,
 )
-from fashion.errors import DivergenceError, UserError
+from fashion.errors import DivergenceError, UserError, first_line
 from fashion.runs import untrusted
 from fashion.training.optimizers import configure
 
@@ -208,7 +208,7 @@ class Classifier(pl.LightningModule):
             ours = isinstance(self.criterion, CrossEntropy)
             if ours or isinstance(error, UserError | torch.OutOfMemoryError):
                 raise
-            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+            reason = first_line(error)
             given = "labels (batch,)"
             if targets.ndim > 1:  # CutMix
                 given = "probabilities (batch, classes), which the augmentation makes of labels"
@@ -415,7 +415,7 @@ class Classifier(pl.LightningModule):
             with torch.no_grad():
                 logits = self.network(blank)
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error, type(error).__name__)
             raise UserError(
                 f"model.network: {name} cannot compute images of shape (2, 1, 28, 28): {reason}"
             ) from error

@@ -46,7 +46,7 @@ def configure(
             default) and the `monitor` of ReduceLROnPlateau; None for the optimizer's `schedule`.
         steps: optimizer steps of the whole training; -1 where it is not known.
         steps_per_epoch: optimizer steps per epoch.
-        batches_per_epoch: as many, but where the gradients of several batches are accumulated.
+        batches_per_epoch: more than steps where the gradients of several batches are accumulated.
 
     Raises:
         UserError: one of them cannot be built.

@@ -187,7 +187,7 @@ def fit(config: DictConfig, run: Run, callbacks: Sequence[Callback] = ()) -> Fit
         "threads": keep_threads.number,
         "device": _device(root),
         **made,
-        "machine": machine(keep_threads.number),
+        "machine": machine(keep_threads.number),  # `made` counts them before they are chosen
     }
     return Fit(run, classifier.eval(), data, trainer, metrics)
 
