@@ -90,6 +90,7 @@ def tiny_overrides(data: Path) -> list[str]:
         "data.val_size=100",
         "trainer.accelerator=cpu",
         "trainer.enable_progress_bar=false",
+        "logger=none",
         "report=false",
     ]
 
@@ -168,6 +169,12 @@ def run_command(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) 
     return 0
 
 
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the page, which takes most of an evaluation's time."""
+    monkeypatch.setattr("fashion.report.page.write_report", lambda run, _: run.folder)
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
     """Return a finished run of the tiny data, made by the real command."""
@@ -178,6 +185,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
             "train",
             *tiny_overrides(tiny_data),
             "report=null",
+            "logger=tensorboard",
             "model=mlp",
             "model.network.dense=[32]",
             "trainer.max_epochs=3",
@@ -193,7 +201,7 @@ def fitted(folder: Path, data: Path, *overrides: str, callbacks: Any = ()) -> An
     from fashion.train import check
     from fashion.training.process import fit
 
-    small = ["trainer.max_epochs=2", "logger=none"]
+    small = ["trainer.max_epochs=2"]
     if not any(override.startswith("model=") for override in overrides):
         small += ["model=mlp", "model.network.dense=[8]"]
     config = composed(*tiny_overrides(data), *small, *overrides)

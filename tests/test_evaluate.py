@@ -47,12 +47,6 @@ def other(other_run: Path, tmp_path: Path) -> Run:
     return Run(Path(shutil.copytree(other_run, tmp_path / "other")))
 
 
-@pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes most of the time."""
-    monkeypatch.setattr("fashion.report.page.write_report", lambda run, _: run.folder)
-
-
 def change(run: Run, **changes: Any) -> None:
     """Change the configuration; None removes a key."""
     path = run.folder / ".hydra/config.yaml"

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import fashion
 from fashion.data.datamodule import CLASS_NAMES
+from fashion.report import slides
 from fashion.runs.run import Run
 
 pytestmark = pytest.mark.slow
@@ -59,7 +61,8 @@ def test_its_classes_are_named_everywhere(
     monkeypatch.chdir(tmp_path)
     tiny = tiny_overrides(Path("data"))
     done = command(
-        *("train", *tiny, *SMALL, "report=true", "hydra.run.dir=logs/run", *overrides),
+        *("train", *tiny, *SMALL, "report=true", "logger=tensorboard", *overrides),
+        "hydra.run.dir=logs/run",
         "trainer.limit_train_batches=1",  # so that there are mistakes
     )
     assert (done.status, done.err) == (0, "")
@@ -75,6 +78,8 @@ def test_its_classes_are_named_everywhere(
     (labels,) = run.folder.glob("00000/*/metadata.tsv")
     assert set(labels.read_text().split("\n")[1].split("\t")) <= {*classes}
 
+    monkeypatch.setattr(slides, "KINDS", ("svg",))
+    monkeypatch.setattr(slides, "THEMES", {"light": nullcontext})
     done = command("evaluate", run.folder, "--mistakes", "m.csv", "--figures", "figures")
     assert (done.status, done.err) == (0, "")
     with Path("m.csv").open(newline="") as file:
@@ -120,6 +125,7 @@ def test_mixed_labels_and_an_odd_last_batch(
     assert torch.equal(found.argsort(1), expected.argsort(1))
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_data_module_of_one_s_own_is_a_subclass(
     command: Command, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +155,7 @@ def test_more_labels_than_names(command: Command, tiny_data: Path, tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_data_folder_one_level_too_deep(
     command: Command, tiny_data: Path, tmp_path: Path
 ) -> None:

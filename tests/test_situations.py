@@ -232,7 +232,7 @@ def test_the_second_task_s_run_of_one_process_has_all_its_files(
     for name, value in (SLURM | SECOND_TASK | {"SLURM_JOB_NAME": "myjob"}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(rank_zero_only, "rank", 1)  # as Lightning reads it when it is imported
-    done = train("hydra.run.dir=run")
+    done = train("hydra.run.dir=run", "logger=tensorboard")
     assert done.status == 0, done.err
     assert list(Path("run").glob("events.out.tfevents.*"))
 
@@ -301,7 +301,7 @@ def test_later_epochs_are_shown_last_whatever_the_clock_says(
     real = time.time
     with monkeypatch.context() as ahead:
         ahead.setattr(time, "time", lambda: real() + 1e7)
-        assert train("hydra.run.dir=run").status == 0
+        assert train("hydra.run.dir=run", "logger=tensorboard").status == 0
     done = command("train", "trainer.max_epochs=3", "resume=run", "hydra.run.dir=other")
     assert done.status == 0, done.err
     run = Run(Path("run"))
@@ -464,7 +464,7 @@ def test_a_message_quotes_what_can_be_pasted(command: Command, override: str, va
 def test_printed_commands_can_be_pasted(train: Command, command: Command) -> None:
     """What is not a plain word is quoted: in zsh, brackets are patterns."""
     name = "it's [64,64] a~b"
-    done = train(f'hydra.run.dir="runs/{name}"', "trainer.max_epochs=1")
+    done = train(f'hydra.run.dir="runs/{name}"', "trainer.max_epochs=1", "logger=tensorboard")
     assert done.status == 0, done.err
     lines = [line for line in done.out.splitlines() if line.startswith("  ")]
     assert len(lines) == 2

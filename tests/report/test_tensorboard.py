@@ -47,7 +47,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> list[Run]
         monkeypatch.setattr(tensorboard, "PROJECTED", PROJECTED)
         status = run_command(
             monkeypatch,
-            *("train", "-m", *tiny_overrides(tiny_data)),
+            *("train", "-m", *tiny_overrides(tiny_data), "logger=tensorboard"),
             *("model=mlp", "model.network.dense=[8]", "trainer.max_epochs=2"),
             *("optimizer.lr=0.001,0.01", f"hydra.sweep.dir={folder}/grid"),
             "+callbacks.norm._target_=fashion.training.callbacks.GradientNorm",
