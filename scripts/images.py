@@ -9,7 +9,7 @@ steps.json            the differences between the baselines, each compared with 
 confusion_matrix.png  of the deck's network (model=best, lowest seed; validation)
 mistakes.png          its most confident mistakes
 baselines.png         validation accuracy of the baselines, with the differences in steps.json
-epoch-budget.png      test accuracy against minutes, from results/{record,epoch-budget}/
+epoch-budget.png      test accuracy against core-minutes, from results/{record,epoch-budget}/
 report.png            a screenshot of the run's report.html, taken with Chromium
 prediction.png        the run's predictions for validation images that were made into photos
 search.png            a screenshot of the search's page
@@ -21,6 +21,7 @@ import argparse
 import io
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -171,14 +172,30 @@ def baselines() -> Figure:
     )
 
 
+def core_minutes(metrics: dict[str, Any]) -> float:
+    return float(
+        metrics["seconds"] * metrics.get("threads", 1) / 60
+    )  # not named by the oldest, of one
+
+
 def epoch_budget() -> Figure:
-    """Draw test accuracy against minutes from the raw values of all epoch budgets."""
+    """Draw test accuracy against core-minutes from the raw values of all epoch budgets."""
+
+    def raw(pattern: str) -> list[dict[str, Any]]:
+        paths = sorted(RESULTS.glob(pattern))
+        return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
     runs = defaultdict(list)
-    for pattern in ("record/seed-*.json", "epoch-budget/*/seed-*.json"):
-        for path in sorted(RESULTS.glob(pattern)):
-            metrics = json.loads(path.read_text(encoding="utf-8"))
-            runs[metrics["epochs"]].append((metrics["seconds"] / 60, metrics["test/acc"]))
-    return figures.budget_curve(runs, PEERS)
+    for metrics in raw("epoch-budget/*/seed-*.json"):
+        runs[metrics["epochs"]].append((core_minutes(metrics), metrics["test/acc"]))
+    others = {}
+    for key, text in (("test/acc", "record"), ("test/acc_shift", "record, ten views")):
+        record = raw("record/seed-*.json")
+        others[text] = (
+            min(map(core_minutes, record)),  # the others shared the machine
+            statistics.mean(metrics[key] for metrics in record),
+        )
+    return figures.budget_curve(runs, others, PEERS)
 
 
 def write(name: str, drawn: Figure | Image.Image) -> None:

@@ -34,7 +34,6 @@ PAGES = [
 ]
 HYDRA = ("train", "tune")
 DASH = "\N{EN DASH}"  # no interval or p-value
-TTA = {"fast": "test/acc_shift", "record": "test/acc_hflip"}  # in README
 BY_NUMBER = ("resolution", "train-size")  # studies made by scripts/resolution.py
 PLACEHOLDERS = {"RUN": "logs/run", "DIR": "data", "RUN_OR_FOLDER": "logs"}
 
@@ -155,7 +154,7 @@ def test_readme_s_results_are_those_of_the_runs() -> None:
         expected = [
             str(len(runs)),
             with_interval([run["test/acc"] for run in runs]),
-            with_interval([run[TTA[name]] for run in runs]) if kind != "model" else "",
+            with_interval([run["test/acc_shift"] for run in runs]) if kind != "model" else "",
             f"{runs[0]['parameters']:,}",
             f"{statistics.mean(run['seconds'] for run in runs) / 60:.1f}",
         ]
@@ -165,7 +164,7 @@ def test_readme_s_results_are_those_of_the_runs() -> None:
     row = next(line for line in text.splitlines() if "probabilities averaged" in line)
     for value in (
         f"{100 * ensemble['test/acc']:.2f}",
-        f"{100 * ensemble['test/acc_hflip']:.2f}",
+        f"{100 * ensemble['test/acc_shift']:.2f}",
         f"{sum(run['parameters'] for run in runs):,}",
     ):
         assert f" {value} |" in row
@@ -175,7 +174,7 @@ def test_epoch_budgets() -> None:
     _, *rows = table(LAB.read_text(encoding="utf-8"), "table: epoch budget")
     assert len(rows) == 6
     for epochs, n, single, flipped, minutes in rows:
-        runs = raw("record" if epochs == "32" else f"epoch-budget/{epochs}-epochs")
+        runs = raw(f"epoch-budget-erasing/{epochs}-epochs")
         assert {run["epochs"] for run in runs} == {int(epochs)}
         assert n == str(len(runs))
         assert single == with_interval([run["test/acc"] for run in runs])

@@ -427,15 +427,18 @@ def _focus(axes: Axes, accuracies: Float[np.ndarray, " n"]) -> None:
 
 
 def budget_curve(
-    runs: Mapping[int, Sequence[tuple[float, float]]], peers: Mapping[str, float]
+    runs: Mapping[int, Sequence[tuple[float, float]]],
+    others: Mapping[str, tuple[float, float]],
+    peers: Mapping[str, float],
 ) -> Figure:
     """Draw accuracy against training time, on a logarithmic scale.
 
     Args:
-        runs: per number of epochs, each run's minutes and accuracy (0..1).
+        runs: per number of epochs, each run's core-minutes and accuracy (0..1).
+        others: core-minutes and accuracy (0..1) of other configurations, drawn as named points.
         peers: published accuracies (0..1), drawn as lines; their training times are not comparable.
     """
-    figure, axes = _chart(7.2, 4.4, "Accuracy against minutes of training")
+    figure, axes = _chart(7.2, 4.4, "Accuracy against time of training")
     epochs = sorted(runs)
     # The median of the minutes: one run on a machine that was suspended does not change it.
     middle = np.array(
@@ -461,6 +464,18 @@ def budget_curve(
             color=ACCENT,
             ha="center",
         )
+    for name, point in others.items():
+        axes.plot(*point, "D", color=INK, ms=5, mew=0)
+        axes.annotate(
+            name,
+            point,
+            (-6, 0),
+            textcoords="offset points",
+            size=8,
+            color=INK,
+            ha="right",
+            va="center",
+        )
     for name, accuracy in peers.items():
         axes.axhline(accuracy, color=MUTED, lw=0.8, ls=(0, (2, 2)), zorder=0)
         axes.annotate(  # at the left, where the curve lies far below most of them
@@ -474,7 +489,7 @@ def budget_curve(
         )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda minutes, _: f"{minutes:.3g}")
-    axes.set_xlabel("minutes; numbers of epochs above the axis")
+    axes.set_xlabel("minutes of one core; numbers of epochs above the axis")
     axes.yaxis.set_major_formatter(_percent)
     axes.margins(y=0.12)
     return figure

@@ -258,13 +258,13 @@ def test_longest_caption_stays_in_its_column() -> None:
 
 def test_budget_curve() -> None:
     runs = {4: [(2.0, 0.93), (3.0, 0.94), (10.0, 0.935)], 1: [(0.5, 0.90), (0.7, 0.91)]}
-    figure = figures.budget_curve(runs, {"the deck": 0.9})
+    figure = figures.budget_curve(runs, {"record": (50.0, 0.95)}, {"the deck": 0.9})
     axes = figure.axes[0]
     (line,) = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_lw() == 1.8]
     np.testing.assert_allclose(line.get_xydata(), [(0.6, 0.905), (3, 0.935)])
     points = {tuple(line.get_xydata()[0]) for line in axes.lines if len(line.get_xdata()) == 1}
-    assert points == {point for several in runs.values() for point in several}
-    assert texts(figure) == ["1", "4", "the deck"]
+    assert points == {(50.0, 0.95), *(point for several in runs.values() for point in several)}
+    assert texts(figure) == ["1", "4", "record", "the deck"]
     draw(figure)
 
 
