@@ -228,8 +228,8 @@ def test_an_unknown_flag(train: Command) -> None:
 def test_callbacks(train: Command, tmp_path: Path) -> None:
     lightning = "lightning.pytorch.callbacks"
     every = (f"+callbacks.all._target_={lightning}.ModelCheckpoint", "+callbacks.all.save_top_k=-1")
-    every += (f"+callbacks.lr._target_={lightning}.LearningRateMonitor", "logger=csv")
-    finished(train("run", *every), "run")
+    rate = (f"+callbacks.lr._target_={lightning}.LearningRateMonitor", "logger=csv")
+    finished(train("run", *every, *rate), "run")
     names = {path.name for path in (tmp_path / "run/checkpoints").iterdir()}
     assert names == {"best.ckpt", "last.ckpt", "epoch=0-step=10.ckpt", "epoch=1-step=20.ckpt"}
 
