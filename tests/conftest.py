@@ -1,5 +1,6 @@
 """Shapes are checked while the tests run; data and runs are tiny and made here, offline."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -158,6 +159,8 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) -> int:
     module = __import__(f"fashion.{name}", fromlist=["main"])
+    if "lightning" in sys.modules and not gc.get_freeze_count():
+        gc.freeze()  # a run collects garbage, which takes long with all that pytest has imported
     monkeypatch.setattr(sys, "argv", [f"fashion.{name}", *map(str, arguments)])
     try:
         module.main()

@@ -490,7 +490,7 @@ def test_a_recipe(
     tiny += ["logger=csv"] if title == "Callback" else []  # LearningRateMonitor needs one
     run = tmp_path / "logs" / "run"
     if any("RUN" in code for _, code in RECIPES[title]):
-        done = command("train", *tiny, f"hydra.run.dir={run}")
+        done = command("train", *tiny, "model=cnn", f"hydra.run.dir={run}")
         assert done.status == 0, done.err
     for language, code in RECIPES[title]:
         file = re.match(r"# (\S+\.(?:py|yaml))\n", code)

@@ -201,7 +201,7 @@ def test_overfitting_sees_the_same_batches(train: Command, mine: Any) -> None:
     [
         *("trainer.deterministic=true", "trainer.detect_anomaly=true", "trainer.devices=auto"),
         *("trainer.precision=bf16-true", "trainer.log_every_n_steps=1"),
-        *("+trainer.enable_model_summary=true"),
+        "+trainer.enable_model_summary=true",
     ],
 )
 def test_a_flag(train: Command, flag: str) -> None:

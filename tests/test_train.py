@@ -857,7 +857,9 @@ def test_a_bad_override_ends_a_real_process(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*.yaml")) == []
 
 
-def test_a_parallel_grid(tiny_data: Path, tmp_path: Path) -> None:
+def test_a_parallel_grid(
+    tiny_data: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Runs side by side, one core each; a failure is named and costs the others nothing."""
     pytest.importorskip("joblib")
     grid = [
@@ -871,16 +873,18 @@ def test_a_parallel_grid(tiny_data: Path, tmp_path: Path) -> None:
         r"error: data.batch_size = 1000: .*\nThis was logs/grid/data.batch_size-1000",
         first.stderr,
     )
-    (finished,) = (path.parent.name for path in tmp_path.rglob("metrics.json"))
-    assert "data.batch_size-32" in finished
+    assert first.stdout.count("Finished logs/grid/") == 1
+    assert "1/1" not in first.stdout  # lines of several runs would mix
+    (run,) = Run.find(tmp_path / "logs/grid")
+    assert "data.batch_size-32" in run.folder.name
+    assert run.metrics["threads"] == 1
+    monkeypatch.chdir(tmp_path)
+    assert command("train", "-m", *grid[3:], "data.batch_size=50").status == 0
     again = python("-m", "fashion.train", *grid, "data.batch_size=32,50", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("Finished before: logs/grid/") == 1
-    assert again.stdout.count("Finished logs/grid/") == 1
+    assert again.stdout.count("Finished before: logs/grid/") == 2
     assert "| mlp" in again.stdout
     assert "python -m fashion.compare logs/grid shows this again." in again.stdout
-    assert "1/1" not in again.stdout  # lines of several runs would mix
-    assert {Run(path.parent).metrics["threads"] for path in tmp_path.rglob("metrics.json")} == {1}
 
 
 def test_a_launcher_that_is_not_installed(command: Command) -> None:

@@ -636,7 +636,7 @@ def test_a_worker_is_killed_and_then_the_command(tiny_data: Path, tmp_path: Path
     folder = tmp_path / "a"
     command = [
         *(sys.executable, "-m", "fashion.tune"),
-        *overrides(tiny_data, folder, "workers=1", "confirm.seeds=0", "trials=3"),
+        *overrides(tiny_data, folder, "workers=1", "confirm.seeds=0", "trials=2"),
     ]
     environment = os.environ | {"PYTHONPATH": str(Path(tune.__file__).parent.parent)}
 
@@ -668,10 +668,10 @@ def test_a_worker_is_killed_and_then_the_command(tiny_data: Path, tmp_path: Path
         parent.kill()
         parent.wait()
     output = (tmp_path / "output.log").read_text()
-    assert "3 trials in" in output
+    assert "2 trials in" in output
     assert "Confirming" not in output
     trials = trials_of(folder)
-    assert len(trials) == 3
+    assert len(trials) == 2
     assert all(trial.state.is_finished() for trial in trials)
     assert len(trials[0].user_attrs[ATTEMPTS]) >= 2
-    assert len(Run.find(folder / "trials")) == 3
+    assert len(Run.find(folder / "trials")) == 2

@@ -227,8 +227,8 @@ def test_without_a_validation_split_there_are_graph_and_training_images(
     command: Command, tiny_data: Path, tmp_path: Path
 ) -> None:
     done = command(
-        *("train", *tiny_overrides(tiny_data), "data.val_size=0", "trainer=smoke"),
-        *("callbacks.early_stopping=null", "model=linear", f"hydra.run.dir={tmp_path}/run"),
+        *("train", *tiny_overrides(tiny_data), "data.val_size=0", "trainer=smoke", "model=linear"),
+        *("callbacks.early_stopping=null", "logger=tensorboard", f"hydra.run.dir={tmp_path}/run"),
     )
     assert done.status == 0, done.err
     tags = EventAccumulator(str(tmp_path / "run")).Reload().Tags()
