@@ -13,11 +13,12 @@ PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "
 def provenance() -> dict[str, Any]:
     """Return versions, machine, commit and whether the checkout was clean.
 
-    The last two are None outside a git checkout.
+    What lies under `results/` does not matter: no run reads it, and `scripts/reproduce` writes
+    there between two studies. The last two are None outside a git checkout.
     """
     import torch
 
-    status = _git("status", "--porcelain")
+    status = _git("status", "--porcelain", "--", ":/", ":(top,exclude)results")
     return {
         "versions": {
             "python": platform.python_version(),

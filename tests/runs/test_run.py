@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -611,6 +612,29 @@ def test_a_section_that_must_not_be_built(
 
 
 # Provenance
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
+def test_results_do_not_make_a_checkout_unclean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> None:
+        command = [shutil.which("git"), "-C", tmp_path, *arguments]
+        subprocess.run(command, check=True, capture_output=True)  # type: ignore[arg-type]
+
+    for folder in ("fashion", "results"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file").touch()
+    git("init")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "--message", "a")
+    monkeypatch.setattr("fashion.runs.provenance.__file__", str(tmp_path / "fashion/file"))
+    (tmp_path / "results/file").write_text("new")
+    (tmp_path / "results/other").touch()
+    assert provenance()["clean"] is True
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/new.yaml").touch()
+    assert provenance()["clean"] is False
 
 
 def test_provenance(monkeypatch: pytest.MonkeyPatch) -> None:
