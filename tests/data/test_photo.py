@@ -162,7 +162,7 @@ def test_uneven_light(light: Any) -> None:
 def test_dust_is_not_the_product() -> None:
     picture = shirt()
     ImageDraw.Draw(picture).rectangle((8, 380, 11, 383), "black")
-    assert np.array_equal(prepare(picture), prepared_shirt())
+    assert np.array_equal(prepare(picture), prepare(shirt()))
 
 
 def test_a_product_that_touches_three_sides() -> None:
